@@ -1,0 +1,84 @@
+"""Lexical retrieval: TF-IDF cosine between a text and each skill's name, description and body."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+_WORD = re.compile(r"[a-z][a-z0-9]+")
+_STOP_WORDS = """
+about after all also an and any are as at be because been before being but by can could did do does
+each even every few for from get had has have he her his how if in into is it its just me more most
+much my need no not now of on one only or other our out over please same she should so some such
+than that the their them then there these they this those through to too up us very want was way we
+were what when where which who why will with would you your
+"""
+_STOP = frozenset(_STOP_WORDS.split())
+_ENDINGS = ("ings", "ing", "ied", "ies", "ed", "es", "s")
+
+
+def terms(text: str) -> list[str]:
+    """Lower-case words of ``text`` without stop words, each cut to a crude stem."""
+    return [_stem(word) for word in _WORD.findall(text.lower()) if word not in _STOP]
+
+
+@lru_cache(maxsize=1 << 16)
+def _stem(word: str) -> str:
+    for ending in _ENDINGS:
+        if word.endswith(ending) and len(word) - len(ending) >= 3:
+            return word[: -len(ending)]
+    return word
+
+
+class LexicalIndex:
+    """Inverted index over n documents.
+
+    Weights are the usual ones: term frequency 1 + ln tf, inverse document frequency
+    1 + ln((1 + n) / (1 + df)), rows of unit length (Salton and Buckley, 1988).
+    """
+
+    def __init__(self, documents: Sequence[str]) -> None:
+        counts = [Counter(terms(document)) for document in documents]
+        frequency = Counter(term for count in counts for term in count)
+        self.size = len(documents)
+        self._idf = {
+            term: 1.0 + math.log((1 + self.size) / (1 + df)) for term, df in frequency.items()
+        }
+        postings: dict[str, tuple[list[int], list[float]]] = {term: ([], []) for term in frequency}
+        for row, count in enumerate(counts):
+            for term, weight in self._weigh(count).items():
+                postings[term][0].append(row)
+                postings[term][1].append(weight)
+        # One array after the other, so that a query gathers all of its postings at once.
+        self._term = {term: i for i, term in enumerate(postings)}
+        lengths = np.array([len(rows) for rows, _ in postings.values()], np.int64)
+        self._length, self._start = lengths, np.cumsum(lengths) - lengths
+        self._rows = np.array([r for rows, _ in postings.values() for r in rows], np.int64)
+        self._weights = np.array([w for _, weights in postings.values() for w in weights])
+
+    def scores(self, text: str) -> NDArray[np.float32]:
+        """Cosine of ``text`` with every document, float32 in [0, 1], shape (n,)."""
+        query = self._weigh(Counter(terms(text)))
+        found = [(self._term[term], weight) for term, weight in query.items() if term in self._term]
+        if not found:
+            return np.zeros(self.size, np.float32)
+        term = np.array([i for i, _ in found])
+        length = self._length[term]
+        end = length.cumsum()
+        at = np.arange(end[-1]) + (self._start[term] - end + length).repeat(length)
+        weights = self._weights[at] * np.array([weight for _, weight in found]).repeat(length)
+        total = np.bincount(self._rows[at], weights, self.size)
+        return np.minimum(total, 1.0).astype(np.float32)
+
+    def _weigh(self, count: Counter[str]) -> dict[str, float]:
+        unseen = 1.0 + math.log(1 + self.size)
+        idf, log = self._idf.get, math.log
+        weights = {term: (1.0 + log(tf)) * idf(term, unseen) for term, tf in count.items()}
+        norm = math.sqrt(sum([w * w for w in weights.values()])) or 1.0
+        return {term: w / norm for term, w in weights.items()}
