@@ -1,0 +1,170 @@
+"""What the single and the batched environment share: configuration, spaces, one step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from letta_gym.config import resolve
+from letta_gym.envs.pool import Pool, build
+from letta_gym.envs.sessions import SessionConfig, Sessions
+from letta_gym.errors import ConfigError
+from letta_gym.feedback.evidence import EvidenceConfig
+from letta_gym.letta.backend import Outcomes
+from letta_gym.letta.mock import MockConfig
+from letta_gym.library.suite import Suite, bundled_suite
+from letta_gym.selection.candidates import RetrievalConfig, affordable
+from letta_gym.selection.observation import CONTEXT, FEATURES, Column, Situation, context, features
+
+Float = NDArray[np.float32]
+Int = NDArray[np.int64]
+Bool = NDArray[np.bool_]
+Arrays = dict[str, NDArray[Any]]
+
+
+class EnvConfig(SessionConfig):
+    """Keywords of the mock environment.
+
+    ``suite``: folder of a task suite with vectors, or "bundled". ``obs``: "full" with the vectors
+    of task and skills, "compact" without. ``twin_cosine``: how alike a look-alike is.
+    """
+
+    suite: str = "bundled"
+    obs: Literal["full", "compact"] = "full"
+    twin_cosine: float = 0.97
+    mock: MockConfig = MockConfig()
+    evidence: EvidenceConfig = EvidenceConfig()
+    retrieval: RetrievalConfig = RetrievalConfig()
+
+    @classmethod
+    def from_keywords(cls, keywords: Mapping[str, Any]) -> EnvConfig:
+        """Validate the keywords of ``gymnasium.make``.
+
+        Raises:
+            ConfigError: an unknown keyword, with the nearest known one, or a value out of range.
+        """
+        return resolve(cls, keywords, "the environment's configuration")
+
+    def pool(self) -> Pool:
+        """The task pool of the suite, built once for each configuration."""
+        return _pool(self.suite, self.twin_cosine, self.retrieval, self.evidence)
+
+
+@lru_cache(maxsize=4)
+def _pool(
+    suite: str, twin_cosine: float, retrieval: RetrievalConfig, evidence: EvidenceConfig
+) -> Pool:
+    loaded = bundled_suite() if suite == "bundled" else Suite.load(suite)
+    return build(loaded, retrieval, evidence, twin_cosine)
+
+
+def observation_space(config: EnvConfig, dimension: int) -> spaces.Dict:
+    """Space of one observation with D-dimensional vectors."""
+    m = config.candidates
+    parts: dict[str, spaces.Space[Any]] = {
+        "features": _box(FEATURES, (m,)),
+        "context": _box(CONTEXT, ()),
+        "action_mask": spaces.Box(0, 1, (m,), np.int8),
+    }
+    if config.obs == "full":
+        parts["task"] = spaces.Box(-1, 1, (dimension,), np.float32)
+        parts["skills"] = spaces.Box(-1, 1, (m, dimension), np.float32)
+    return spaces.Dict(parts)
+
+
+def _box(columns: Sequence[Column], shape: tuple[int, ...]) -> spaces.Box:
+    full = (*shape, len(columns))
+    low = np.broadcast_to(np.array([c.low for c in columns], np.float32), full)
+    high = np.broadcast_to(np.array([c.high for c in columns], np.float32), full)
+    return spaces.Box(low.copy(), high.copy(), dtype=np.float32)
+
+
+def checked_action(action: Any, shape: tuple[int, ...]) -> NDArray[Any]:
+    """The action as an array of ``shape``, of zeros and ones.
+
+    Raises:
+        ConfigError: it has another shape, or other numbers.
+    """
+    array = np.asarray(action)
+    if array.shape != shape:
+        raise ConfigError(f"an action has one bit a slot, shape {shape}; got shape {array.shape}")
+    if not ((array == 0) | (array == 1)).all():
+        raise ConfigError(f"the bits of an action are 0 or 1; got {np.unique(array)[:8]}")
+    return array
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one action of every session led to; arrays of shape (B,) unless said otherwise.
+
+    ``picks`` are the slots carried out, in slot order, -1 padded, (B, k); ``dropped`` counts bits
+    of the action that were not: masked, beyond k, or beyond the budget; ``new_skills`` how many of
+    the skills carried out are new in their session.
+    """
+
+    reward: Float
+    terminated: Bool
+    truncated: Bool
+    picks: Int
+    dropped: Int
+    new_skills: Int
+    outcomes: Outcomes
+    price: Float
+
+
+class Driver:
+    """Drives :class:`Sessions` by actions and turns situations into observations."""
+
+    def __init__(self, config: EnvConfig, count: int) -> None:
+        self.config = config
+        self.pool = config.pool()
+        self.sessions = Sessions(self.pool, config, config.mock, config.evidence, count)
+        self.situation: Situation | None = None
+
+    @property
+    def dimension(self) -> int:
+        """D, length of the vectors."""
+        return int(self.pool.task_vectors.shape[1])
+
+    def observe(self) -> Arrays:
+        """Fresh arrays of the current observation of every session."""
+        s = self.sessions
+        self.situation = situation = s.situation()
+        f = features(situation, self.config.evidence, self.config.token_price / 1000)
+        arrays: Arrays = {
+            "features": f,
+            "context": context(situation, f, self.config.evidence),
+            "action_mask": situation.mask.astype(np.int8),
+        }
+        if self.config.obs == "full":
+            arrays["task"] = self.pool.task_vectors[s.task]
+            shown = s.slot_skills()
+            arrays["skills"] = self.pool.skill_vectors[shown] * s.slot_present()[..., None]
+        return arrays
+
+    def picks(self, action: NDArray[Any]) -> tuple[Int, Int]:
+        """Slots to carry out (B, k), and how many bits of ``action`` (B, M) are dropped (B,)."""
+        assert self.situation is not None
+        situation, k = self.situation, self.config.max_skills
+        wanted = action.astype(bool)
+        picks = affordable(wanted & situation.mask, situation.tokens, situation.tokens_left, k)
+        return picks, wanted.sum(1) - (picks >= 0).sum(1)
+
+    def step(self, action: NDArray[Any]) -> Step:
+        """Carry the action out in every session; the situation must be observed anew after."""
+        picks, dropped = self.picks(action)
+        s, c = self.sessions, self.config
+        is_new = np.take_along_axis(s.new, s.slots, 1)
+        tried = np.take_along_axis(is_new, np.maximum(picks, 0), 1) & (picks >= 0)
+        out = s.step(picks)
+        price = np.float32(c.token_price / 1000) * out.tokens
+        spent = s.tokens_left < s.cheapest
+        over = s.step_index >= c.horizon
+        ended = spent, over & ~spent
+        return Step(out.success - price, *ended, picks, dropped, tried.sum(1), out, price)

@@ -1,0 +1,333 @@
+"""B sessions stepped together: task streams, installed skills, opening histories, evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from letta_gym.config import Section
+from letta_gym.envs.ledger import Ledger
+from letta_gym.envs.pool import Pool
+from letta_gym.errors import ConfigError
+from letta_gym.feedback.evidence import EvidenceConfig, alone_rate, fit, judge
+from letta_gym.letta.backend import Outcomes, Requests
+from letta_gym.letta.draws import Draws, Layout
+from letta_gym.letta.mock import MockConfig, MockWorld
+from letta_gym.selection import candidates, observation
+
+Float = NDArray[np.float32]
+Int = NDArray[np.int64]
+Bool = NDArray[np.bool_]
+
+
+class SessionConfig(Section):
+    """How a session looks; defaults are the calibrated ones of ``configs/mock.yaml``."""
+
+    max_skills: int = Field(default=3, ge=1, le=4)
+    candidates: int = Field(default=12, ge=1)
+    horizon: int = Field(default=64, ge=1)
+    token_budget: float = Field(default=100_000, gt=0)
+    token_price: float = Field(default=0.04, ge=0)
+    world: Literal["fresh", "fixed"] = "fresh"
+    world_seed: int = 0
+    split: str = "train"
+    slots: Literal["evidence", "retrieval"] = "evidence"
+    installed: int = Field(default=16, ge=1)
+    twin_share: float = Field(default=0.6, ge=0, le=1)
+    new_share: float = Field(default=0.15, ge=0, le=1)
+    none_share: float = Field(default=0.14, ge=0, le=1)
+    pair_share: float = Field(default=0.12, ge=0, le=1)
+    topic_exponent: float = Field(default=1.2, ge=0)
+    stream_share: float = Field(default=0.34, gt=0, le=1)
+    history: tuple[int, int] = (200, 1600)
+    history_empty: float = Field(default=0.05, ge=0, le=1)
+    history_none: float = Field(default=0.15, ge=0, le=1)
+    history_temperature: float = Field(default=0.05, gt=0)
+
+
+class Sessions:
+    """State of B sessions over one pool, and the transitions between their decisions."""
+
+    STATE = frozenset(
+        {
+            *("step_index", "tokens_left", "cheapest", "outcomes"),
+            *("stream", "skills", "present", "new", "slots"),
+        }
+    )
+
+    def __init__(
+        self,
+        pool: Pool,
+        config: SessionConfig,
+        mock: MockConfig,
+        evidence: EvidenceConfig,
+        count: int,
+    ) -> None:
+        self.pool, self.config, self.evidence_config = pool, config, evidence
+        self.count = count
+        n_skills, n_tasks = len(pool.ids), len(pool.topic)
+        self.originals = np.flatnonzero(pool.origin == np.arange(n_skills))
+        twin = np.full(n_skills, -1)
+        for j in np.flatnonzero(pool.origin != np.arange(n_skills)):
+            twin[pool.origin[j]] = j
+        self.twin = twin[self.originals]
+        self.width = 2 * config.installed
+        B, L, T = count, self.width, config.horizon
+        self.world = MockWorld(
+            mock, pool.relevant, pool.topic, pool.origin, pool.tokens, B, T, config.max_skills
+        )
+        self.step_index = np.zeros(B, np.int64)
+        self.tokens_left = np.zeros(B, np.float32)
+        self.stream = np.zeros((B, T), np.int64)
+        self.skills = np.zeros((B, L), np.int64)
+        self.present = np.zeros((B, L), bool)
+        self.new = np.zeros((B, L), bool)
+        self.slots = np.zeros((B, config.candidates), np.int64)
+        self.outcomes = np.zeros(B, np.float32)
+        self.cheapest = np.zeros(B, np.float32)
+        self.ledger = Ledger(B, L, T)
+        S, H = len(self.originals), config.history[1]
+        world = {"installed": S, "popularity": S, "twin": S, "side": S, "new": n_skills}
+        world |= self.world.world_sizes()
+        episode = {"part": n_tasks, "task": T, "length": 1, "empty": 1, "past_task": H}
+        episode |= {"past_pick": H, "past_none": H, "past_load": H, "past_check": H}
+        episode |= self.world.step_sizes()
+        self._fixed = None
+        if config.world == "fixed":
+            self._fixed = Layout(world).draw([np.random.default_rng(config.world_seed)])
+            self._layout = Layout(episode)
+        else:
+            self._layout = Layout(world | episode)
+        single = pool.relevant[:, self.originals]
+        self._need = single.sum(1)
+        self._member = single.astype(np.float64)
+        names = ["train"] if config.split == "train" else ["train", "validation", config.split]
+        self._reach = self._member[np.isin(pool.split, names)].sum(0) > 0
+        self._check()
+        self._desire = np.exp((pool.retrieval.astype(np.float64) - 1) / config.history_temperature)
+
+    # -- reset -------------------------------------------------------------------------------
+
+    def reset(self, rows: Int, generators: Sequence[np.random.Generator]) -> None:
+        """Begin a new session in ``rows`` (R,), each from its own generator."""
+        c, p = self.config, self.pool
+        draws = self._layout.draw(generators)
+        if self._fixed is not None:
+            draws |= {k: np.repeat(v, len(rows), 0) for k, v in self._fixed.items()}
+        streamed, past = self._parts(draws["part"])
+        chosen = self._install(rows, draws)
+        popular = np.zeros((len(rows), len(self.originals)))
+        order = np.argsort(np.argsort(np.take_along_axis(draws["popularity"], chosen, 1), 1), 1)
+        np.put_along_axis(popular, chosen, (1.0 + order) ** -c.topic_exponent, 1)
+        weights = self._task_weights(popular, streamed)
+        # A small stream_share may leave a session no task of its skills: then any of its split.
+        weights[weights.sum(1) == 0] = p.split == c.split
+        self.stream[rows] = _pick(weights, draws["task"])
+        broken = self._broken
+        self.world.reset(rows, draws, broken)
+        self.step_index[rows] = 0
+        self.tokens_left[rows] = c.token_budget
+        price = np.where(self.present[rows], p.tokens[self.skills[rows]], np.inf)
+        self.cheapest[rows] = price.min(1)
+        self._write_history(rows, popular, past, draws)
+
+    def _parts(self, part: NDArray[np.float64]) -> tuple[Bool, Bool]:
+        """Tasks that may be asked now, and those that may have been asked before; each (R, T)."""
+        split = self.pool.split
+        if self.config.split == "train":
+            now = (split == "train") & (part < self.config.stream_share)
+            return now, (split == "train") & ~now
+        earlier = ["train"] if self.config.split == "validation" else ["train", "validation"]
+        shape = part.shape
+        return (
+            np.broadcast_to(split == self.config.split, shape),
+            np.broadcast_to(np.isin(split, earlier), shape),
+        )
+
+    def _check(self) -> None:
+        c, most = self.config, int(self._reach.sum())
+        self.pool.suite.split(c.split)
+        if c.installed > most:
+            raise ConfigError(
+                f"installed must be at most {most}, the skills that the split {c.split!r} may "
+                f"meet; got {c.installed}"
+            )
+        if c.candidates > 2 * c.installed:
+            raise ConfigError(
+                f"candidates must be at most {2 * c.installed} = 2 x installed, as a session's "
+                f"library has no more skills, look-alikes included; got {c.candidates}"
+            )
+        if not 1 <= c.history[0] <= c.history[1]:
+            raise ConfigError(
+                "history must be (fewest, most) outcomes with 1 <= fewest <= most; "
+                f"got {c.history}; for sessions without a history set history_empty=1"
+            )
+
+    def _install(self, rows: Int, draws: Draws) -> Int:
+        c = self.config
+        ease = np.where(self._reach, draws["installed"], 9.0)
+        chosen = np.sort(np.argsort(ease, 1)[:, : c.installed], 1)
+        original, twin = self.originals[chosen], self.twin[chosen]
+        has_twin = (np.take_along_axis(draws["twin"], chosen, 1) < c.twin_share) & (twin >= 0)
+        skills = np.concatenate([original, np.where(twin >= 0, twin, original)], 1)
+        present = np.concatenate([np.ones_like(has_twin), has_twin], 1)
+        order = np.argsort(skills, 1, kind="stable")
+        self.skills[rows] = np.take_along_axis(skills, order, 1)
+        self.present[rows] = np.take_along_axis(present, order, 1)
+        new = np.take_along_axis(draws["new"], self.skills[rows], 1) < c.new_share
+        self.new[rows] = new
+        side = np.take_along_axis(draws["side"], chosen, 1) < 0.5
+        self._broken = np.zeros((len(rows), len(self.pool.ids)), bool)
+        r = np.arange(len(rows))[:, None]
+        self._broken[r, original] = has_twin & side
+        self._broken[r, np.where(twin >= 0, twin, original)] |= has_twin & ~side
+        return chosen
+
+    def _task_weights(self, popular: NDArray[np.float64], allowed: Bool) -> NDArray[np.float64]:
+        """Probability of each task in each session, shape (R, T)."""
+        c = self.config
+        share = np.zeros((3, *allowed.shape))
+        single = allowed & (self._need == 1)
+        per_skill = single @ self._member
+        weight = np.where(per_skill > 0, popular / np.maximum(per_skill, 1), 0)
+        share[1] = single * (weight @ self._member.T)
+        installed = (popular > 0) @ self._member.T == self._need
+        share[2] = (allowed & (self._need > 1) & installed) * (popular @ self._member.T)
+        share[0] = allowed & (self._need == 0)
+        total = share.sum(-1, keepdims=True)
+        share = np.divide(share, total, out=np.zeros_like(share), where=total > 0)
+        pair = c.pair_share * (total[2] > 0)
+        some = (1 - pair) * share[1] + pair * share[2]
+        weights: NDArray[np.float64] = c.none_share * share[0] + (1 - c.none_share) * some
+        return weights
+
+    def _write_history(
+        self, rows: Int, popular: NDArray[np.float64], past: Bool, draws: Draws
+    ) -> None:
+        c = self.config
+        low, high = c.history
+        length = np.exp(np.log(low) + np.log(high / low) * draws["length"][:, 0]).astype(np.int64)
+        weights = self._task_weights(popular, past)
+        nothing = weights.sum(1) == 0
+        weights[nothing] = 1
+        length[nothing | (draws["empty"][:, 0] < c.history_empty)] = 0
+        self.outcomes[rows] = length
+        self.ledger.clear(rows)
+        task = _pick(weights, draws["past_task"])
+        who, when = np.nonzero(np.arange(high)[None] < length[:, None])
+        row, y = rows[who], task[who, when]
+        usable = (self.present & ~self.new)[row]
+        desire = self._desire[y[:, None], self.skills[row]] * usable
+        cumulative = desire.cumsum(1)
+        level = draws["past_pick"][who, when] * cumulative[:, -1]
+        pick = np.minimum((cumulative <= level[:, None]).sum(1), self.width - 1)
+        alone = (draws["past_none"][who, when] < c.history_none) | ~usable.any(1)
+        chosen = ~alone[:, None]
+        loaded = (
+            draws["past_load"][who, when][:, None] < self.world.load_probability(chosen)
+        ) & chosen
+        skill = self.skills[row, pick]
+        p = self.world.success_probability(row, y, skill[:, None], loaded.astype(np.float32))
+        success = self.world.graded(p, draws["past_check"][who, when])
+        slot = np.where(loaded[:, 0], pick, self.width)
+        best = self.pool.retrieval[y, self.skills[row, desire.argmax(1)]]
+        meant = fit(self.pool.retrieval[y, skill], best, self.evidence_config)
+        meant = np.where(loaded[:, 0], meant, 1).astype(np.float32)
+        future = self.stream[row]
+        self.ledger.load(row, slot, y, success, meant, future, self.pool)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Every array that changes from step to step, by a dotted name; the arrays themselves."""
+        return {
+            f"{prefix}{name}": value
+            for prefix, owner in (("", self), ("world.", self.world), ("ledger.", self.ledger))
+            for name, value in sorted(vars(owner).items())
+            if name in owner.STATE
+        }
+
+    def slot_skills(self) -> Int:
+        """Pool index of the skill in each slot, shape (B, M)."""
+        return np.take_along_axis(self.skills, self.slots, 1)
+
+    def slot_present(self) -> Bool:
+        """Whether each slot holds an installed skill, shape (B, M)."""
+        return np.take_along_axis(self.present, self.slots, 1)
+
+    # -- decide ------------------------------------------------------------------------------
+
+    @property
+    def task(self) -> Int:
+        """Task to decide on now, shape (B,)."""
+        rows = np.arange(self.count)
+        now: Int = self.stream[rows, np.minimum(self.step_index, self.config.horizon - 1)]
+        return now
+
+    def situation(self) -> observation.Situation:
+        """Everything that is known about the decisions to take now."""
+        p, c = self.pool, self.config
+        task = self.task[:, None]
+        retrieval = p.retrieval[task, self.skills]
+        evidence = self.ledger.at(np.minimum(self.step_index, c.horizon - 1))
+        mine, alone = evidence.columns(slice(0, -1)), evidence.columns(slice(-1, None))
+        best = np.where(self.present, retrieval, -np.inf).max(1, keepdims=True)
+        general = alone_rate(alone, self.evidence_config)
+        judgement = judge(retrieval, best, mine, general, self.evidence_config)
+        score = judgement.closed_form if c.slots == "evidence" else retrieval
+        self.slots = candidates.rank(score, self.present, c.candidates)
+
+        def take(values: NDArray[Any]) -> NDArray[Any]:
+            return np.take_along_axis(values, self.slots, 1)
+
+        skills = take(self.skills)
+        tokens = p.tokens[skills]
+        mask = take(self.present) & (tokens <= self.tokens_left[:, None])
+        return observation.Situation(
+            dense=p.dense[task, skills],
+            lexical=p.lexical[task, skills],
+            retrieval=take(retrieval),
+            evidence=mine.take(self.slots),
+            judgement=judgement.take(self.slots),
+            alone=alone,
+            alone_rate=general,
+            alike=p.alike[skills[:, :, None], skills[:, None, :]],
+            tokens=tokens,
+            mask=mask,
+            tokens_left=self.tokens_left,
+            budget=np.full(self.count, c.token_budget, np.float32),
+            tasks_left=(c.horizon - self.step_index).astype(np.float32),
+            horizon=np.full(self.count, c.horizon, np.float32),
+            outcomes=self.outcomes,
+        )
+
+    # -- act ---------------------------------------------------------------------------------
+
+    def step(self, picks: Int) -> Outcomes:
+        """Carry out slot picks (B, k), -1 padded; updates evidence, budget and clock."""
+        rows = np.arange(self.count)
+        chosen = picks >= 0
+        slot = np.take_along_axis(self.slots, np.maximum(picks, 0), 1)
+        skill = np.take_along_axis(self.skills, slot, 1)
+        task = self.task
+        out = self.world.execute(Requests(rows, task, np.where(chosen, skill, -1)))
+        best = np.where(self.present, self.pool.retrieval[task[:, None], self.skills], -9).max(1)
+        score = self.pool.retrieval[task[:, None], skill]
+        meant = fit(score, best[:, None], self.evidence_config)
+        self.ledger.record(self.stream, self.step_index, task, slot, out, meant, self.pool)
+        self.outcomes += np.maximum(out.loaded.sum(1), 1) * out.evidence
+        self.tokens_left -= out.tokens
+        self.step_index += 1
+        return out
+
+
+def _pick(weights: NDArray[np.float64], uniform: NDArray[np.float64]) -> Int:
+    """Draw indices from each row's ``weights`` (R, n) by inversion of ``uniform`` (R, m)."""
+    cumulative = np.cumsum(weights, 1)
+    cumulative /= cumulative[:, -1:]
+    offset = np.arange(len(weights))[:, None]
+    flat = np.searchsorted((cumulative + offset).ravel(), (uniform + offset).ravel(), "right")
+    local: Int = flat.reshape(uniform.shape) - offset * weights.shape[1]
+    return np.clip(local, 0, weights.shape[1] - 1)

@@ -1,0 +1,301 @@
+"""The outcome memory against brute force, and the environments' ledger against the memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from letta_gym.envs.ledger import Ledger
+from letta_gym.envs.single import SkillSelectionEnv
+from letta_gym.errors import ConfigError
+from letta_gym.feedback.evidence import Evidence, EvidenceConfig, fit, kernel
+from letta_gym.feedback.memory import ALONE, OutcomeMemory
+from letta_gym.letta.backend import Outcomes
+from letta_gym.library.vectors import snap
+
+Float = NDArray[np.float32]
+CONFIG = EvidenceConfig(bandwidth=0.2)
+KEYS = ("a", "b", "c", ALONE)
+
+
+@dataclass(frozen=True)
+class Past:
+    """One outcome, as it is added."""
+
+    key: str
+    vector: Float
+    success: float
+    fit: float
+
+
+def vectors(count: int, dimension: int = 6, seed: int = 0) -> Float:
+    rng = np.random.default_rng(seed)
+    return snap(rng.standard_normal((count, dimension)) + rng.standard_normal(dimension))
+
+
+def random_past(count: int, seed: int = 0) -> list[Past]:
+    """Outcomes on the grids of graded success and of fit."""
+    rng = np.random.default_rng(seed)
+    return [
+        Past(KEYS[rng.integers(4)], v, float(rng.integers(5) / 4), float(rng.integers(4097) / 4096))
+        for v in vectors(count, seed=seed)
+    ]
+
+
+def remember(past: Sequence[Past], capacity: int = 50_000) -> OutcomeMemory:
+    memory = OutcomeMemory(6, CONFIG, capacity)
+    for one in past:
+        memory.add(one.key, one.vector, one.success, one.fit)
+    return memory
+
+
+def brute_force(past: Sequence[Past], task: Float, key: str) -> list[float]:
+    """The seven numbers of the module's table, one outcome at a time, in double precision."""
+    found = [0.0] * 7
+    for one in past:
+        if one.key != key:
+            continue
+        cosine = math.fsum(float(a) * float(b) for a, b in zip(task, one.vector, strict=True))
+        weight = round(math.exp((cosine - 1) / CONFIG.bandwidth) * 4096) / 4096
+        well = one.success >= 0.5
+        found[0 if well else 1] = max(found[0 if well else 1], cosine)
+        found[2] += weight * one.success
+        found[3] += weight * (1 - one.success)
+        found[4] += well
+        found[5] += one.fit * one.success
+        found[6] += one.fit * (1 - one.success)
+    return found
+
+
+def assert_same(expected: Evidence, came: Evidence) -> None:
+    for f in fields(Evidence):
+        a, b = getattr(expected, f.name), getattr(came, f.name)
+        assert a.dtype == b.dtype == np.float32
+        np.testing.assert_array_equal(a, b, err_msg=f.name)
+
+
+def test_evidence_equals_brute_force() -> None:
+    past, tasks = random_past(400), vectors(5, seed=9)
+    evidence = remember(past).evidence(tasks, KEYS)
+    for row, task in enumerate(tasks):
+        for column, key in enumerate(KEYS):
+            came = [float(getattr(evidence, f.name)[row, column]) for f in fields(Evidence)]
+            # One kernel weight may round to the next step of the grid in float32.
+            np.testing.assert_allclose(came, brute_force(past, task, key), atol=3 * 2**-12)
+
+
+def test_unknown_keys_and_an_empty_memory_have_no_evidence() -> None:
+    tasks = vectors(2)
+    assert_same(Evidence.none((2, 4)), remember([]).evidence(tasks, KEYS))
+    past = [one for one in random_past(50) if one.key != "b"]
+    evidence = remember(past).evidence(tasks, ("b", "a", "nobody"))
+    for f in fields(Evidence):
+        array = getattr(evidence, f.name)
+        assert (array[:, [0, 2]] == 0).all()
+    assert evidence.fit_successes[:, 1].any()
+
+
+def test_a_new_outcome_counts_at_once_also_for_a_key_asked_before() -> None:
+    memory, task = remember(random_past(20)), vectors(1, seed=3)
+    assert memory.evidence(task, ("new",)).wins[0, 0] == 0
+    asked = ("new", "a")
+    memory.evidence(task, asked)
+    memory.add("new", task[0], 1.0)
+    evidence = memory.evidence(task, asked)
+    assert evidence.wins[0, 0] == 1
+    assert evidence.success_similarity[0, 0] == pytest.approx(1, abs=2e-3)
+    assert len(memory) == 21
+
+
+@pytest.mark.parametrize("capacity", [1, 7, 256, 300])
+def test_a_full_memory_forgets_the_oldest(capacity: int) -> None:
+    past, tasks = random_past(700), vectors(3, seed=5)
+    memory = OutcomeMemory(6, CONFIG, capacity)
+    for count, one in enumerate(past, 1):
+        memory.add(one.key, one.vector, one.success, one.fit)
+        assert len(memory) == min(count, capacity)
+        if count % 100 == 0:
+            kept = remember(past[max(0, count - capacity) : count])
+            assert_same(kept.evidence(tasks, KEYS), memory.evidence(tasks, KEYS))
+
+
+def test_the_order_of_outcomes_does_not_matter() -> None:
+    past, tasks = random_past(800), vectors(4, seed=6)
+    shuffled = [past[i] for i in np.random.default_rng(0).permutation(len(past))]
+    assert_same(remember(past).evidence(tasks, KEYS), remember(shuffled).evidence(tasks, KEYS))
+
+
+def test_a_batch_of_tasks_equals_one_task_at_a_time() -> None:
+    memory, tasks = remember(random_past(300)), vectors(6, seed=7)
+    every = memory.evidence(tasks, KEYS)
+    for row in range(6):
+        one = memory.evidence(tasks[row : row + 1], KEYS)
+        same = Evidence(*(getattr(every, f.name)[row : row + 1] for f in fields(Evidence)))
+        assert_same(same, one)
+
+
+def test_the_memory_keeps_copies() -> None:
+    memory, vector = remember([]), vectors(1)[0].copy()
+    memory.add("a", vector, 1.0)
+    before = memory.evidence(vectors(1), ("a",))
+    vector[...] = 0
+    assert_same(before, memory.evidence(vectors(1), ("a",)))
+
+
+@pytest.mark.parametrize(
+    ("vector", "success", "meant", "message"),
+    [
+        (np.zeros(5, np.float32), 1.0, 1.0, r"shape \(6,\); got \(5,\)"),
+        (np.zeros((1, 6), np.float32), 1.0, 1.0, r"shape \(6,\); got \(1, 6\)"),
+        (vectors(1)[0], 1.5, 1.0, "got 1.5 and 1.0"),
+        (vectors(1)[0], math.nan, 1.0, "got nan and 1.0"),
+        (vectors(1)[0], 0.5, -0.1, "got 0.5 and -0.1"),
+    ],
+)
+def test_a_wrong_outcome_is_refused_and_changes_nothing(
+    vector: Float, success: float, meant: float, message: str
+) -> None:
+    memory, tasks = remember(random_past(30)), vectors(2, seed=1)
+    before = memory.evidence(tasks, (*KEYS, "d"))
+    with pytest.raises(ConfigError, match=message):
+        memory.add("d", vector, success, meant)
+    assert len(memory) == 30
+    assert_same(before, memory.evidence(tasks, (*KEYS, "d")))
+
+
+def test_a_memory_holds_at_least_one_outcome() -> None:
+    with pytest.raises(ConfigError, match="at least 1; got 0"):
+        OutcomeMemory(6, CONFIG, capacity=0)
+
+
+# -- the ledger --------------------------------------------------------------------------------
+
+
+def small_pool(count: int = 40) -> Any:
+    tasks = vectors(count, seed=11)
+    similarity = tasks @ tasks.T
+    return SimpleNamespace(
+        tasks=tasks, similarity=similarity, weight=kernel(similarity, CONFIG.bandwidth)
+    )
+
+
+def random_entries(count: int, sessions: int, pool: Any, seed: int = 0) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    return {
+        "row": np.sort(rng.integers(sessions, size=count)),
+        "slot": rng.integers(4, size=count),
+        "task": rng.integers(len(pool.tasks), size=count),
+        "success": (rng.integers(5, size=count) / 4).astype(np.float32),
+        "meant": (rng.integers(4097, size=count) / 4096).astype(np.float32),
+    }
+
+
+def expected_evidence(entries: dict[str, Any], row: int, task: Float, pool: Any) -> Evidence:
+    """What a memory says about the three slots and, last, the agent alone."""
+    memory = OutcomeMemory(6, CONFIG)
+    for i in np.flatnonzero(entries["row"] == row):
+        key = KEYS[entries["slot"][i]]
+        vector = pool.tasks[entries["task"][i]]
+        memory.add(key, vector, float(entries["success"][i]), float(entries["meant"][i]))
+    return memory.evidence(task[None], KEYS)
+
+
+def test_a_ledger_loaded_at_once_equals_a_memory_bit_for_bit() -> None:
+    pool, sessions, horizon = small_pool(), 3, 5
+    entries = random_entries(900, sessions, pool)
+    stream = np.random.default_rng(1).integers(len(pool.tasks), size=(sessions, horizon))
+    ledger = Ledger(sessions, 3, horizon)
+    ledger.load(**entries, future=stream[entries["row"]], pool=pool)
+    for step in range(horizon):
+        came = ledger.at(np.full(sessions, step))
+        for row in range(sessions):
+            expected = expected_evidence(entries, row, pool.tasks[stream[row, step]], pool)
+            one = Evidence(*(getattr(came, f.name)[row : row + 1] for f in fields(Evidence)))
+            assert_same(expected, one)
+
+
+def test_a_ledger_clears_the_rows_it_is_told_to() -> None:
+    pool = small_pool()
+    entries = random_entries(300, 3, pool)
+    ledger = Ledger(3, 3, 2)
+    ledger.load(**entries, future=np.zeros((300, 2), np.int64), pool=pool)
+    before = ledger.at(np.zeros(3, np.int64)).wins.copy()
+    ledger.clear(np.array([1]))
+    for f in fields(Evidence):
+        array = getattr(ledger.at(np.zeros(3, np.int64)), f.name)
+        assert not array[1].any()
+        assert array[0].any()
+    np.testing.assert_array_equal(ledger.wins[[0, 2]], before[[0, 2]])
+
+
+def test_a_session_is_loaded_alike_in_any_batch_also_with_inexact_grades() -> None:
+    pool, sessions, each = small_pool(), 59, 701
+    rng = np.random.default_rng(2)
+    count = sessions * each
+    task = rng.integers(len(pool.tasks), size=count)
+    success, meant = rng.random((2, count), dtype=np.float32)
+    row, slot = np.repeat(np.arange(sessions), each), np.zeros(count, np.int64)
+    future = np.zeros((count, 2), np.int64)
+    every = Ledger(sessions, 1, 2)
+    every.load(row, slot, task, success, meant, future, pool)
+    for session in range(sessions):
+        at = row == session
+        alone = Ledger(1, 1, 2)
+        alone.load(row[at] * 0, slot[at], task[at], success[at], meant[at], future[at], pool)
+        for f in fields(Evidence):
+            expected, came = getattr(alone, f.name)[0], getattr(every, f.name)[session]
+            np.testing.assert_array_equal(expected, came, err_msg=f.name)
+
+
+def test_outcomes_that_are_no_evidence_leave_the_ledger_alone() -> None:
+    pool, ledger = small_pool(), Ledger(2, 3, 2)
+    outcomes = Outcomes(
+        success=np.array([1, 1], np.float32),
+        loaded=np.array([[True], [True]]),
+        tokens=np.zeros(2, np.float32),
+        expected=np.zeros(2, np.float32),
+        evidence=np.array([False, True]),
+    )
+    zero = np.zeros(2, np.int64)
+    stream, slot, meant = np.zeros((2, 2), np.int64), zero[:, None], np.ones((2, 1), np.float32)
+    ledger.record(stream, zero, zero, slot, outcomes, meant, pool)
+    assert not ledger.wins[0].any()
+    assert ledger.wins[1, 0] == 1
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_evidence_of_a_session_is_that_of_a_memory_of_its_outcomes(seed: int) -> None:
+    env = SkillSelectionEnv(obs="compact", history_empty=1, horizon=25)
+    env.reset(seed=seed)
+    sessions, pool, config = env.driver.sessions, env.driver.pool, env.config.evidence
+    memory = OutcomeMemory(env.driver.dimension, config)
+    row = {name: i for i, name in enumerate(pool.ids)}
+    keys = (*(pool.ids[i] for i in sessions.skills[0]), ALONE)
+    rng = np.random.default_rng(seed)
+    ended, step = False, 0
+    while not ended:
+        task = int(sessions.stream[0, step])
+        came = sessions.ledger.at(np.array([step]))
+        expected = memory.evidence(pool.task_vectors[[task]], keys)
+        present = np.append(sessions.present[0], True)
+        for f in fields(Evidence):
+            a, b = getattr(expected, f.name)[0], getattr(came, f.name)[0]
+            np.testing.assert_array_equal(a[present], b[present], err_msg=f.name)
+        best = pool.retrieval[task, sessions.skills[0][sessions.present[0]]].max()
+        action = (rng.random(env.config.candidates) < 0.15).astype(np.int8)
+        *_, terminated, truncated, info = env.step(action)
+        ended, step = terminated or truncated, step + 1
+        outcome = info["outcome"]
+        for name in outcome["loaded"]:
+            meant = fit(pool.retrieval[task, row[name]], best, config)
+            memory.add(name, pool.task_vectors[task], outcome["success"], float(meant))
+        if not outcome["loaded"]:
+            memory.add(ALONE, pool.task_vectors[task], outcome["success"])
+        assert sessions.outcomes[0] == len(memory)
