@@ -1,0 +1,86 @@
+"""The configuration of a run: what ``train.py`` and ``evaluate.py`` read from one YAML file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from agents.ppo import PPOConfig
+from letta_gym import config
+from letta_gym.config import Section
+from letta_gym.envs.glue import EnvConfig
+from letta_gym.envs.sessions import SessionConfig
+from letta_gym.feedback.evidence import EvidenceConfig
+from letta_gym.letta.mock import MockConfig
+from letta_gym.selection.candidates import RetrievalConfig
+
+
+class SuiteConfig(Section):
+    """Which tasks and skills: a folder in the suite format with vectors, or "bundled"."""
+
+    path: str = "bundled"
+
+
+class PolicyConfig(Section):
+    """The network: its width, and the closed form that it starts as."""
+
+    hidden: int = Field(default=32, ge=1)
+    sharpness: float = Field(default=30.0, gt=0)
+    threshold: float = 0.03
+
+
+class TrainConfig(Section):
+    """How long to train (``steps`` counts decisions) and what to write on the way."""
+
+    steps: int = Field(default=300_000, ge=1)
+    checkpoint_every: int = Field(default=20, ge=1)
+    histogram_every: int = Field(default=10, ge=1)
+    evaluate: bool = True
+    ppo: PPOConfig = PPOConfig()
+
+
+class EvaluateConfig(Section):
+    """How to evaluate: ``seeds`` batches of ``sessions`` each; baselines on ``tune_sessions``."""
+
+    split: str = "test"
+    seeds: int = Field(default=8, ge=2)
+    sessions: int = Field(default=96, ge=2)
+    tune_sessions: int = Field(default=64, ge=2)
+    first_seed: int = 10_000
+
+
+class RunConfig(Section):
+    """Everything that decides a run."""
+
+    seed: int = Field(default=1, ge=0)
+    suite: SuiteConfig = SuiteConfig()
+    env: SessionConfig = SessionConfig()
+    mock: MockConfig = MockConfig()
+    evidence: EvidenceConfig = EvidenceConfig()
+    retrieval: RetrievalConfig = RetrievalConfig()
+    policy: PolicyConfig = PolicyConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    def environment(self, **changes: Any) -> EnvConfig:
+        """The environment's configuration, compact observations, with ``changes`` to its fields."""
+        fields = {
+            **self.env.model_dump(),
+            "suite": self.suite.path,
+            "obs": "compact",
+            "mock": self.mock.model_dump(),
+            "evidence": self.evidence.model_dump(),
+            "retrieval": self.retrieval.model_dump(),
+        }
+        return EnvConfig.from_keywords(fields | changes)
+
+
+def read(path: Path | str, assignments: list[str]) -> RunConfig:
+    """Read a configuration file and apply ``--set`` assignments.
+
+    Raises:
+        ConfigError: something does not fit; the message names the nearest known key.
+    """
+    return config.load(RunConfig, path, assignments)

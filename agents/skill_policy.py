@@ -1,0 +1,89 @@
+"""The skill-selection network as an actor-critic: subsets by Plackett-Luce with STOP."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from agents.actor_critic import Action, Actions, Evaluation, Observation
+from agents.adam import Floats, Parameters
+from letta_gym.selection import network, subset
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """A forward pass through the network and the subset distribution."""
+
+    network: network.Cache
+    subset: subset.Evaluation
+
+
+class SkillPolicy:
+    """Actor-critic over ``features``, ``context`` and ``action_mask`` of the observation.
+
+    Actions are ordered picks, int, shape (B, k), padded with -1; the environment takes the set.
+    """
+
+    parameters: Parameters
+
+    def __init__(
+        self,
+        rng: np.random.Generator,
+        max_skills: int,
+        *,
+        hidden: int = 32,
+        sharpness: float = 30.0,
+        threshold: float = 0.03,
+        dtype: DTypeLike = np.float32,
+    ) -> None:
+        weights = network.initial(rng, hidden, sharpness, threshold)
+        self.parameters = Parameters.from_arrays(weights, dtype)
+        self.max_skills = max_skills
+
+    def act(self, obs: Observation, rng: np.random.Generator, *, greedy: bool = False) -> Action:
+        """Draw picks for each row, or take the most likely at each step."""
+        logits, value, _ = self._forward(obs)
+        k = self.max_skills
+        picks = subset.greedy(logits, k) if greedy else subset.sample(logits, k, rng)
+        return Action(picks, subset.log_prob(logits, picks), value)
+
+    def value(self, obs: Observation) -> Floats:
+        """Estimated return of each row, shape (B,)."""
+        return self._forward(obs)[1]
+
+    def env_action(self, action: Actions) -> NDArray[Any]:
+        """The picked sets as 0/1 vectors over the slots, int8, shape (B, M)."""
+        return subset.to_mask(action, self._slots)
+
+    def evaluate(self, obs: Observation, action: Actions) -> Evaluation[Pass]:
+        """Log-probability, entropy and value of recorded picks."""
+        logits, value, cache = self._forward(obs)
+        result = subset.evaluate(logits, action)
+        return Evaluation(result.log_prob, result.entropy, value, Pass(cache, result))
+
+    def backward(
+        self,
+        evaluation: Evaluation[Pass],
+        dlog_prob: Floats,
+        dentropy: Floats,
+        dvalue: Floats,
+    ) -> None:
+        """Overwrite ``parameters.grad``."""
+        dlogits = subset.backward(evaluation.cache.subset, dlog_prob, dentropy)
+        gradients = network.backward(self.parameters, evaluation.cache.network, dlogits, dvalue)
+        for name, gradient in gradients.items():
+            self.parameters.gradients[name][...] = gradient
+
+    def _forward(self, obs: Observation) -> tuple[Floats, Floats, network.Cache]:
+        dtype = self.parameters.flat.dtype
+        features = obs["features"].astype(dtype, copy=False)
+        self._slots = features.shape[1]
+        return network.forward(
+            self.parameters,
+            features,
+            obs["context"].astype(dtype, copy=False),
+            obs["action_mask"].astype(bool, copy=False),
+        )
