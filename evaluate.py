@@ -1,0 +1,66 @@
+"""Compare a policy with the baselines: ``python evaluate.py --config FILE --policy FILE``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from threadpoolctl import threadpool_limits
+
+from agents.config import RunConfig, read
+from agents.evaluation import compare
+from letta_gym.errors import ConfigError, LettaGymError
+from letta_gym.files import write_atomically
+from letta_gym.selection.policy import Policy
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print one table, write the same as JSON; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", required=True, metavar="FILE", help="YAML configuration")
+    parser.add_argument("--policy", metavar="FILE", help="policy file; without it only baselines")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="assignments"
+    )
+    parser.add_argument("--split", help="default: evaluate.split of the configuration")
+    parser.add_argument("--json", metavar="OUT", help="write the figures to this file")
+    options = parser.parse_args(arguments)
+    try:
+        config = read(options.config, options.assignments)
+        policy = None if options.policy is None else checked(options.policy, config)
+        with threadpool_limits(1):
+            weights = None if policy is None else policy.weights
+            result = compare(config, weights, options.split)
+        print(f"{result.split} split, {result.episodes} sessions, mean ± 95 % interval:")
+        print(result.table())
+        if options.json:
+            text = json.dumps(result.to_json(), indent=2, allow_nan=False)
+            write_atomically(Path(options.json), f"{text}\n".encode())
+    except LettaGymError as error:
+        print(f"evaluate.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def checked(path: str, config: RunConfig) -> Policy:
+    """The policy at ``path``, if it was trained with the features that ``config`` computes.
+
+    Raises:
+        PolicyFileError: the file does not load.
+        ConfigError: its constants differ from the configuration's.
+    """
+    policy = Policy.load(path)
+    for name in ("evidence", "retrieval"):
+        theirs, mine = getattr(policy, name), getattr(config, name)
+        if theirs != mine:
+            raise ConfigError(
+                f"the policy was trained with {name} = {theirs}, the configuration says {mine}; "
+                "evaluate with the configuration it was trained with"
+            )
+    return policy
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,375 @@
+"""The runtime: loads a policy file, chooses skills for a text, and learns from outcomes at once."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from letta_gym.errors import ConfigError, DecisionError, EmbeddingError
+from letta_gym.feedback.evidence import Evidence, Judgement, alone_rate, judge
+from letta_gym.feedback.memory import ALONE, OutcomeMemory
+from letta_gym.feedback.outcome import Outcome
+from letta_gym.library.embeddings import Embedder
+from letta_gym.library.skills import Skill, SkillLibrary
+from letta_gym.library.vectors import is_snapped, snap
+from letta_gym.selection import candidates, network, subset
+from letta_gym.selection.explanation import Explanation, Trace, explain
+from letta_gym.selection.observation import Situation, context, features
+from letta_gym.selection.policy import Policy
+from letta_gym.selection.shelf import Shelf
+
+Float = NDArray[np.float32]
+Int = NDArray[np.int64]
+Bool = NDArray[np.bool_]
+
+_UNLIMITED = 1e9  # tokens; far beyond any context
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Selection:
+    """The choice for one task.
+
+    Attributes:
+        decision_id: pass it to :meth:`SkillSelector.record` with the outcome.
+        skills: the chosen skills, best first.
+        scores: logit of each chosen skill; higher is better, ``stop_score`` is that of stopping.
+        tokens: what the chosen skills cost in all.
+        log_propensity: log-probability of the chosen *set*; 0 for a choice without exploration.
+        explored: whether the set was sampled.
+        policy_digest: SHA-256 of the policy that chose.
+    """
+
+    decision_id: str
+    skills: tuple[Skill, ...]
+    scores: tuple[float, ...]
+    stop_score: float
+    tokens: int
+    log_propensity: float
+    explored: bool
+    policy_digest: str
+    _trace: Trace
+
+    def explain(self) -> Explanation:
+        """Every candidate with its score and what spoke for and against it."""
+        return explain(self._trace)
+
+
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """What the memory needs of a chosen skill: its key, its fit to the task, and its cost."""
+
+    key: str
+    fit: float
+    tokens: int
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Pending:
+    """A decision that waits for its outcome."""
+
+    vector: Float
+    chosen: Mapping[str, _Chosen]
+    session: Session
+
+
+class Session:
+    """A stream of tasks under one token budget; its selector keeps the evidence."""
+
+    def __init__(self, selector: SkillSelector, token_budget: float, horizon: int) -> None:
+        if not token_budget > 0 or horizon < 1:
+            raise ConfigError(
+                "a session needs a token budget above 0 and a horizon of at least 1 task; "
+                f"got {token_budget} and {horizon}"
+            )
+        self._selector = selector
+        self.token_budget = self.tokens_left = min(float(token_budget), _UNLIMITED)
+        self.horizon = self.tasks_left = horizon
+
+    def select(
+        self,
+        text: str,
+        k: int = 3,
+        *,
+        explore: bool = False,
+        embedding: Float | None = None,
+        available: Collection[str] | None = None,
+    ) -> Selection:
+        """Choose for the next task; see :meth:`SkillSelector.select`."""
+        return self._selector._choose(self, text, k, explore, embedding, available)
+
+
+class SkillSelector:
+    """Chooses skills with a trained policy; :meth:`load` makes one.
+
+    Args:
+        policy: the policy.
+        shelf: the library with its vectors.
+        memory: past outcomes; a new empty memory by default.
+        rng: source of exploration; needed for ``explore=True`` to be reproducible.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        shelf: Shelf,
+        memory: OutcomeMemory | None = None,
+        rng: np.random.Generator | None = None,
+    ) -> None:
+        self.policy, self.shelf = policy, shelf
+        if memory is None:
+            memory = OutcomeMemory(policy.dimension, policy.evidence)
+        if (memory.dimension, memory.config) != (policy.dimension, policy.evidence):
+            raise ConfigError(
+                "the memory was made for other vectors or constants than the policy's; make it "
+                "with OutcomeMemory(policy.dimension, policy.evidence) and add its outcomes again"
+            )
+        self.memory = memory
+        self.rng = np.random.default_rng() if rng is None else rng
+        self._pending: OrderedDict[str, _Pending] = OrderedDict()
+        self.max_pending = 10_000
+        self.slots = policy.slots
+
+    @classmethod
+    def load(
+        cls,
+        policy: Path | str | Policy,
+        skills: Path | str | SkillLibrary,
+        *,
+        embedder: Embedder | None = None,
+        memory: OutcomeMemory | None = None,
+        rng: np.random.Generator | None = None,
+    ) -> SkillSelector:
+        """Load a policy file and a library.
+
+        Args:
+            policy: a policy file, or a policy.
+            skills: a folder of ``SKILL.md`` (stored vectors are used where they are right), or a
+                library.
+            embedder: embeds skills and tasks; by default whichever is installed, when needed.
+            memory, rng: see the class.
+
+        Raises:
+            PolicyFileError: the file is damaged or does not fit this version.
+            SkillError: the library is malformed.
+            EmbeddingError: the embedder is not the one that the policy was trained with.
+            MissingExtraError: an embedder is needed and none is installed.
+        """
+        loaded = policy if isinstance(policy, Policy) else Policy.load(policy)
+        return cls(loaded, Shelf.open(skills, loaded, embedder), memory, rng)
+
+    def session(self, token_budget: float, horizon: int) -> Session:
+        """A stream of ``horizon`` tasks under one budget of tokens."""
+        return Session(self, token_budget, horizon)
+
+    def select(
+        self,
+        text: str,
+        k: int = 3,
+        token_budget: float | None = None,
+        explore: bool = False,
+        embedding: Float | None = None,
+        available: Collection[str] | None = None,
+    ) -> Selection:
+        """Choose skills for one task.
+
+        Args:
+            text: the task.
+            k: most skills to choose, at most the policy's ``max_skills``.
+            token_budget: most tokens that the chosen skills may cost together; None is no limit.
+            explore: sample the set from the policy's distribution instead of taking the best.
+            embedding: vector of ``text``, shape (D,), where it is known already.
+            available: ids of the skills that may be chosen; by default all.
+
+        Raises:
+            ConfigError: an argument out of range, or an id that the library lacks.
+            EmbeddingError: the embedding has the wrong shape, or no direction.
+            MissingExtraError: the text has to be embedded and no embedder is installed.
+        """
+        budget = _UNLIMITED if token_budget is None else token_budget
+        return self._choose(Session(self, budget, 1), text, k, explore, embedding, available)
+
+    def record(self, decision_id: str, outcome: Outcome) -> None:
+        """Learn from the outcome of a decision; the very next choice knows it.
+
+        Raises:
+            DecisionError: the decision is unknown, was recorded before, or is too long ago.
+            ConfigError: the outcome names a skill that was not chosen.
+        """
+        pending = self._pending.get(decision_id)
+        if pending is None:
+            raise DecisionError(
+                f"no decision {decision_id!r} waits for an outcome: it was recorded before, came "
+                f"from another selector, or is not among the last {self.max_pending:,}"
+            )
+        chosen = pending.chosen
+        loaded = tuple(chosen if outcome.loaded is None else dict.fromkeys(outcome.loaded))
+        foreign = [i for i in loaded if i not in chosen]
+        if foreign:
+            raise ConfigError(
+                f"the outcome says that {foreign} were loaded; chosen were {list(chosen)}. "
+                "Record it again with those of the chosen skills that the agent loaded"
+            )
+        del self._pending[decision_id]
+        if not outcome.evidence:
+            return
+        cost = sum(chosen[i].tokens for i in loaded) if outcome.tokens is None else outcome.tokens
+        pending.session.tokens_left = max(pending.session.tokens_left - cost, 0.0)
+        for i in loaded:
+            self.memory.add(chosen[i].key, pending.vector, outcome.success, chosen[i].fit)
+        if not loaded:
+            self.memory.add(ALONE, pending.vector, outcome.success)
+
+    def _choose(
+        self,
+        session: Session,
+        text: str,
+        k: int,
+        explore: bool,
+        embedding: Float | None,
+        available: Collection[str] | None,
+    ) -> Selection:
+        if not 1 <= k <= self.policy.max_skills:
+            raise ConfigError(f"k must lie in 1..{self.policy.max_skills}; got {k}")
+        policy, shelf = self.policy, self.shelf
+        shelf.refresh()
+        vector = self._embed(text, embedding)
+        rows, situation = self.situation(session, text, vector, available)
+        f = features(situation, policy.evidence, policy.token_price)
+        c = context(situation, f, policy.evidence)
+        logits = network.logits(policy.weights, f, c, situation.mask)
+        wanted, log_propensity = self._draw(logits, situation, k, explore)
+        picks = candidates.affordable(wanted, situation.tokens, situation.tokens_left, k)[0]
+        score = dict(zip(picks.tolist(), logits[0, picks].tolist(), strict=True))
+        order = sorted((slot for slot in score if slot >= 0), key=lambda slot: (-score[slot], slot))
+        skills = tuple(shelf.skills[rows[slot]] for slot in order)
+        decision_id = os.urandom(16).hex()
+        self._remember(decision_id, session, vector, situation, rows, order)
+        session.tasks_left = max(session.tasks_left - 1, 0)
+        e, chosen = situation.evidence, np.array(order, np.int64)
+        return Selection(
+            decision_id=decision_id,
+            skills=skills,
+            scores=tuple(score[slot] for slot in order),
+            stop_score=float(logits[0, -1]),
+            tokens=sum(skill.tokens for skill in skills),
+            log_propensity=log_propensity,
+            explored=explore,
+            policy_digest=policy.digest,
+            _trace=Trace(
+                shelf.ids,
+                rows,
+                chosen,
+                logits[0],
+                f[0],
+                situation.tokens[0],
+                (e.fit_successes + e.fit_failures)[0],
+            ),
+        )
+
+    def situation(
+        self,
+        session: Session,
+        text: str,
+        vector: Float,
+        available: Collection[str] | None = None,
+    ) -> tuple[Int, Situation]:
+        """What is known about the next decision: rows of the shelf in the slots (M,), and the rest.
+
+        The stages are those of the environment, in the same order.
+        """
+        shelf, p = self.shelf, self.policy
+        usable = shelf.usable(available)
+        dense = shelf.vectors @ vector
+        lexical = shelf.lexical(text)
+        retrieval = candidates.fuse(dense, lexical, p.retrieval)
+        best = retrieval[usable].max()
+        tables = self.memory.tables(vector[None], shelf.keys)
+        alone, skills = Evidence(*tables[:, :, :1]), Evidence(*tables[:, :, 1:])
+        general = alone_rate(alone, p.evidence)
+        judged = judge(retrieval[None], best, skills, general, p.evidence)
+        rows = candidates.rank(judged.closed_form, usable[None], self.slots)[0]
+        tokens = shelf.tokens[rows][None]
+        return rows, Situation(
+            dense=dense[rows][None],
+            lexical=lexical[rows][None],
+            retrieval=retrieval[rows][None],
+            evidence=Evidence(*tables.take(1 + rows, 2)),
+            judgement=Judgement(
+                judged.fit.take(rows, 1),
+                judged.uplift.take(rows, 1),
+                judged.failure_penalty.take(rows, 1),
+                judged.nearest.take(rows, 1),
+                judged.closed_form.take(rows, 1),
+            ),
+            alone=alone,
+            alone_rate=general,
+            alike=shelf.alike(rows)[None],
+            tokens=tokens,
+            mask=usable[rows][None] & (tokens <= session.tokens_left),
+            tokens_left=np.array([session.tokens_left], np.float32),
+            budget=np.array([session.token_budget], np.float32),
+            tasks_left=np.array([session.tasks_left], np.float32),
+            horizon=np.array([session.horizon], np.float32),
+            outcomes=np.array([len(self.memory)], np.float32),
+        )
+
+    def _embed(self, text: str, embedding: Float | None) -> Float:
+        if embedding is None:
+            row: Float = self.shelf.embedder.encode([text])[0]
+            return row
+        vector = np.asarray(embedding)
+        if vector.shape != (self.policy.dimension,):
+            raise EmbeddingError(
+                f"an embedding of this policy has the shape ({self.policy.dimension},); "
+                f"got {vector.shape}; use {self.policy.embedder}"
+            )
+        if is_snapped(vector):
+            return vector
+        snapped: Float = snap(vector[None])[0]
+        return snapped
+
+    def _draw(
+        self, logits: Float, situation: Situation, k: int, explore: bool
+    ) -> tuple[Bool, float]:
+        """Wanted slots (1, M), and the log-probability of that set."""
+        if not explore:
+            return _as_mask(subset.greedy(logits, k)[0], logits), 0.0
+        # Only as many picks as the budget covers whatever they are: nothing is cut afterwards, so
+        # that the probability of the sampled set is the one of the set carried out.
+        costs = np.sort(situation.tokens[0][situation.mask[0]])[::-1].cumsum()
+        k = max(1, int((costs[:k] <= situation.tokens_left[0]).sum()))
+        exact = logits.astype(np.float64)
+        picks = subset.sample(exact, k, self.rng)
+        return _as_mask(picks[0], logits), float(subset.set_log_prob(exact, picks)[0])
+
+    def _remember(
+        self,
+        decision_id: str,
+        session: Session,
+        vector: Float,
+        situation: Situation,
+        rows: Int,
+        order: Sequence[int],
+    ) -> None:
+        chosen: dict[str, _Chosen] = {}
+        if order:
+            fits = situation.judgement.fit[0, order].tolist()
+            for slot, meant in zip(order, fits, strict=True):
+                row = int(rows[slot])
+                skill = self.shelf.skills[row]
+                chosen[skill.id] = _Chosen(self.shelf.keys[row + 1], meant, skill.tokens)
+        self._pending[decision_id] = _Pending(vector, chosen, session)
+        if len(self._pending) > self.max_pending:
+            self._pending.popitem(last=False)
+
+
+def _as_mask(picks: Int, logits: Float) -> Bool:
+    mask = np.zeros((1, logits.shape[1] - 1), bool)
+    mask[0, picks[picks >= 0]] = True
+    return mask

@@ -1,0 +1,53 @@
+"""Train a skill-selection policy: ``python train.py --config configs/mock.yaml``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from agents.config import read
+from agents.training import POLICY, Run, evaluate_run
+from letta_gym.errors import LettaGymError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train, compare with the baselines, and say what to do next; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", required=True, metavar="FILE", help="YAML configuration")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="assignments",
+        help="change one key, such as train.steps=10000; may be given several times",
+    )
+    parser.add_argument("--run-dir", metavar="DIR", help="default: runs/<name of the config>")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --run-dir")
+    options = parser.parse_args(arguments)
+    try:
+        config = read(options.config, options.assignments)
+        folder = Path(options.run_dir or Path("runs") / Path(options.config).stem)
+        run = Run(config, folder, resume=options.resume)
+        seconds = run.train()
+        comparison = evaluate_run(run) if config.train.evaluate else None
+        run.finish(seconds, comparison)
+    except LettaGymError as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; continue with the same command and --resume", file=sys.stderr)
+        return 130
+    print(f"trained on {run.ppo.global_step:,} tasks in {seconds:.0f} s")
+    if comparison is not None:
+        print(f"\n{comparison.split} split, {comparison.episodes} sessions, mean ± 95 % interval:")
+        print(comparison.table())
+    print(f"\npolicy: {folder / POLICY}")
+    print("\nnext:\n  make tensorboard")
+    print('  make try TASK="Turn this folder of scanned bills into a spreadsheet"')
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
