@@ -18,9 +18,9 @@ from letta_gym.errors import ConfigError
 
 
 class Section(BaseModel):
-    """A part of a configuration file: immutable, and closed to unknown keys."""
+    """A part of a configuration file: immutable, closed to unknown keys, every number finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 S = TypeVar("S", bound=Section)
@@ -37,7 +37,7 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or no date such as 31-31
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if data is None:
         return {}
@@ -66,7 +66,7 @@ def override(data: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, A
             node = child
         try:
             node[parts[-1]] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:
             raise ConfigError(f"--set {assignment!r}: the value is not YAML: {error}") from error
     return result
 

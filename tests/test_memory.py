@@ -170,6 +170,34 @@ def test_a_wrong_outcome_is_refused_and_changes_nothing(
     assert_same(before, memory.evidence(tasks, (*KEYS, "d")))
 
 
+@pytest.mark.parametrize("shape", [(5,), (6,), (1, 5), (1, 1, 6)])
+@pytest.mark.parametrize("count", [0, 30])
+def test_evidence_for_vectors_of_another_shape_is_refused(
+    shape: tuple[int, ...], count: int
+) -> None:
+    memory = remember(random_past(count))
+    with pytest.raises(ConfigError, match=r"shape \(B, 6\); got \("):
+        memory.evidence(np.zeros(shape, np.float32), KEYS)
+
+
+def test_keys_are_forgotten_with_their_last_outcome_and_start_anew() -> None:
+    memory, rows = OutcomeMemory(6, CONFIG, capacity=10), vectors(500, seed=4)
+    asked = ("skill-0", "skill-499")
+    for i, row in enumerate(rows):
+        memory.add(f"skill-{i}", row, 1.0, 0.5)
+        assert len(memory._columns) <= 11
+        assert memory._totals.shape[1] < 32
+        if i in (0, 20):
+            wins = memory.evidence(rows[:1], asked).wins[0]
+            assert wins.tolist() == [float(i == 0), 0]
+    wins = memory.evidence(rows[:1], asked).wins[0]
+    assert wins.tolist() == [0, 1]
+    memory.add("skill-0", rows[0], 0.0)
+    evidence = memory.evidence(rows[:1], asked)
+    assert evidence.wins[0].tolist() == [0, 1]
+    assert evidence.fit_failures[0].tolist() == [1, 0]
+
+
 def test_a_memory_holds_at_least_one_outcome() -> None:
     with pytest.raises(ConfigError, match="at least 1; got 0"):
         OutcomeMemory(6, CONFIG, capacity=0)
@@ -212,7 +240,7 @@ def test_a_ledger_loaded_at_once_equals_a_memory_bit_for_bit() -> None:
     entries = random_entries(900, sessions, pool)
     stream = np.random.default_rng(1).integers(len(pool.tasks), size=(sessions, horizon))
     ledger = Ledger(sessions, 3, horizon)
-    ledger.load(**entries, future=stream[entries["row"]], pool=pool)
+    ledger.load(**entries, stream=stream, pool=pool)
     for step in range(horizon):
         came = ledger.at(np.full(sessions, step))
         for row in range(sessions):
@@ -225,7 +253,7 @@ def test_a_ledger_clears_the_rows_it_is_told_to() -> None:
     pool = small_pool()
     entries = random_entries(300, 3, pool)
     ledger = Ledger(3, 3, 2)
-    ledger.load(**entries, future=np.zeros((300, 2), np.int64), pool=pool)
+    ledger.load(**entries, stream=np.zeros((3, 2), np.int64), pool=pool)
     before = ledger.at(np.zeros(3, np.int64)).wins.copy()
     ledger.clear(np.array([1]))
     for f in fields(Evidence):
@@ -242,13 +270,13 @@ def test_a_session_is_loaded_alike_in_any_batch_also_with_inexact_grades() -> No
     task = rng.integers(len(pool.tasks), size=count)
     success, meant = rng.random((2, count), dtype=np.float32)
     row, slot = np.repeat(np.arange(sessions), each), np.zeros(count, np.int64)
-    future = np.zeros((count, 2), np.int64)
+    stream = np.zeros((sessions, 2), np.int64)
     every = Ledger(sessions, 1, 2)
-    every.load(row, slot, task, success, meant, future, pool)
+    every.load(row, slot, task, success, meant, stream, pool)
     for session in range(sessions):
         at = row == session
         alone = Ledger(1, 1, 2)
-        alone.load(row[at] * 0, slot[at], task[at], success[at], meant[at], future[at], pool)
+        alone.load(row[at] * 0, slot[at], task[at], success[at], meant[at], stream, pool)
         for f in fields(Evidence):
             expected, came = getattr(alone, f.name)[0], getattr(every, f.name)[session]
             np.testing.assert_array_equal(expected, came, err_msg=f.name)

@@ -32,7 +32,16 @@ from letta_gym.library.skills import Skill, SkillLibrary
 from letta_gym.library.vectors import EmbedderIdentity, Float, snap
 from letta_gym.selection import network, subset
 from letta_gym.selection.candidates import RetrievalConfig
-from letta_gym.selection.observation import context, features
+from letta_gym.selection.observation import (
+    CONTEXT,
+    FEATURES,
+    Column,
+    alike_columns,
+    alike_slots,
+    context,
+    features,
+    look_alikes,
+)
 from letta_gym.selection.policy import Policy
 from letta_gym.selection.runtime import Selection, SkillSelector
 from letta_gym.selection.shelf import Shelf
@@ -474,6 +483,60 @@ def test_only_new_texts_are_embedded() -> None:
     runtime.shelf.library.add(replace(skill("new"), body=""))
     runtime.select(TEXT, embedding=EMBEDDER.encode([TEXT])[0])
     assert embedder.calls == calls + 1
+
+
+# --- bounds ---------------------------------------------------------------------------------------
+
+
+def assert_within(columns: tuple[Column, ...], values: Float) -> None:
+    for i, column in enumerate(columns):
+        assert column.low <= values[..., i].min(), column.name
+        assert values[..., i].max() <= column.high, column.name
+
+
+def test_no_number_of_an_observation_leaves_its_bounds() -> None:
+    extreme = EvidenceConfig(prior_strength=1e-3, nearest_weight=1, fit_level=-1, prior_uplift=1)
+    made = policy(evidence=extreme, token_price=10.0)
+    runtime = selector(policy=made)
+    vector = EMBEDDER.encode(["chart the figures"])[0]
+    for key in runtime.shelf.keys:
+        for _ in range(300):
+            runtime.memory.add(key, vector, float(key != ALONE))
+    session = runtime.session(1e9, 1)
+    _, situation = runtime.situation(session, "chart the figures", vector)
+    f = features(situation, extreme, made.token_price)
+    assert 8 * situation.judgement.closed_form.max() > 8
+    assert 8 * made.token_price * situation.tokens.max() > 80
+    assert session.tokens_left / 1000 > 8
+    assert_within(FEATURES, f)
+    assert_within(CONTEXT, context(situation, f, extreme))
+
+
+def test_three_look_alikes_and_a_masked_one_are_compared_as_the_table_says() -> None:
+    rng = np.random.default_rng(0)
+    merit, certainty = rng.random((2, 3, 6), dtype=np.float32)
+    mask = rng.random((3, 6)) < 0.7
+    groups = np.array([0, 0, 0, 0, 1, 2])  # of the skills; two of the eight are in no slot
+    skills = np.stack([rng.permutation(8)[:6] for _ in range(3)])
+    group = np.append(groups, [1, 0])
+    table = look_alikes(np.eye(3, dtype=np.float32)[group])
+    barrier = np.where(mask, np.float32(0), np.float32(-1e3))
+    lead, rival, sure, some = alike_columns(merit, certainty, alike_slots(table, skills), barrier)
+    for row, slot in np.ndindex(3, 6):
+        others = [
+            other
+            for other in range(6)
+            if other != slot and mask[row, other]
+            if group[skills[row, other]] == group[skills[row, slot]]
+        ]
+        assert some[row, slot] == bool(others)
+        if others:
+            mean = merit[row, others].mean()
+            assert lead[row, slot] == pytest.approx(merit[row, slot] - mean, abs=1e-6)
+            assert rival[row, slot] == merit[row, others].max()
+            assert sure[row, slot] == pytest.approx(certainty[row, others].mean(), abs=1e-6)
+        else:
+            assert lead[row, slot] == rival[row, slot] == sure[row, slot] == 0
 
 
 # --- order and slots ------------------------------------------------------------------------------

@@ -32,12 +32,11 @@ class EnvConfig(SessionConfig):
     """Keywords of the mock environment.
 
     ``suite``: folder of a task suite with vectors, or "bundled". ``obs``: "full" with the vectors
-    of task and skills, "compact" without. ``twin_cosine``: how alike a look-alike is.
+    of task and skills, "compact" without.
     """
 
     suite: str = "bundled"
     obs: Literal["full", "compact"] = "full"
-    twin_cosine: float = 0.97
     mock: MockConfig = MockConfig()
     evidence: EvidenceConfig = EvidenceConfig()
     retrieval: RetrievalConfig = RetrievalConfig()

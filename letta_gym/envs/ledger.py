@@ -40,37 +40,42 @@ class Ledger:
             getattr(self, name)[rows] = 0
 
     def load(
-        self, row: Int, slot: Int, task: Int, success: Float, meant: Float, future: Int, pool: Pool
+        self, row: Int, slot: Int, task: Int, success: Float, meant: Float, stream: Int, pool: Pool
     ) -> None:
-        """Enter E past outcomes at once; all arrays (E,), ``future`` (E, T)."""
+        """Enter E past outcomes at once; all arrays (E,), and ``stream`` (B, T) of all sessions."""
         if not len(row):
             return
-        key = row * (self.width + 1) + slot
-        order = np.argsort(key, kind="stable")
-        for chunk in _whole_rows(order, row[order], 8192):
-            self._load_sorted(key[chunk], task[chunk], success[chunk], future[chunk], pool)
-        size = self.wins.size
+        key, size = row * (self.width + 1) + slot, self.wins.size
         for table, weight in (
             (self.wins, success >= 0.5),
             (self.fit_successes, meant * success),
             (self.fit_failures, meant * (1 - success)),
         ):
             table += np.bincount(key, weight, size).reshape(table.shape).astype(np.float32)
+        self._spread(key, task, success, stream, pool)
 
-    def _load_sorted(self, key: Int, task: Int, success: Float, future: Int, pool: Pool) -> None:
-        keys, starts = np.unique(key, return_index=True)
-        near = pool.similarity[task[:, None], future]
-        weight = pool.weight[task[:, None], future]
-        well = (success >= 0.5)[:, None]
-        horizon = future.shape[1]
-        for table, values, combine in (
-            (self.success_similarity, np.where(well, near, 0), np.maximum),
-            (self.failure_similarity, np.where(well, 0, near), np.maximum),
-            (self.success_mass, weight * success[:, None], np.add),
-            (self.failure_mass, weight * (1 - success)[:, None], np.add),
-        ):
-            flat = table.reshape(-1, horizon)
-            flat[keys] = combine(flat[keys], combine.reduceat(values, starts, axis=0))
+    def _spread(self, key: Int, task: Int, success: Float, stream: Int, pool: Pool) -> None:
+        """Tell the tasks to come; outcomes of one skill on one task are told together."""
+        n_tasks = len(pool.similarity)
+        pairs, pair = np.unique(key * n_tasks + task, return_inverse=True)
+        good = np.bincount(pair, success).astype(np.float32)
+        bad = np.bincount(pair, 1 - success).astype(np.float32)
+        wins = np.bincount(pair, success >= 0.5)
+        losses = np.bincount(pair) - wins
+        key, task = np.divmod(pairs, n_tasks)
+        row = key // (self.width + 1)
+        for part in _whole_rows(np.arange(len(key)), row, 4096):
+            future, past = stream[row[part]], task[part, None]
+            near, weight = pool.similarity[past, future], pool.weight[past, future]
+            keys, starts = np.unique(key[part], return_index=True)
+            for table, values, combine in (
+                (self.success_similarity, near * (wins[part] > 0)[:, None], np.maximum),
+                (self.failure_similarity, near * (losses[part] > 0)[:, None], np.maximum),
+                (self.success_mass, weight * good[part, None], np.add),
+                (self.failure_mass, weight * bad[part, None], np.add),
+            ):
+                flat = table.reshape(-1, stream.shape[1])
+                flat[keys] = combine(flat[keys], combine.reduceat(values, starts, axis=0))
 
     def at(self, step: Int) -> Evidence:
         """Evidence for the task at ``step`` (B,) of each session; arrays (B, L + 1)."""

@@ -34,7 +34,7 @@ class Pool:
         origin: index of the skill that each skill is a look-alike of, or its own, shape (N,).
         dense, lexical, retrieval: cosine, TF-IDF cosine and their fusion, shape (T, N).
         similarity, weight: cosine of two tasks and the evidence kernel of it, shape (T, T).
-        alike: which skills are look-alikes of each other, 1 or 0, shape (N, N).
+        alike: the look-alikes of each skill, padded with N, shape (W, N).
         relevant: for which skills a task is made, shape (T, N).
         topic: the first of them, or -1, shape (T,).
         tokens: cost of loading each skill, shape (N,).
@@ -50,7 +50,7 @@ class Pool:
     retrieval: Float
     similarity: Float
     weight: Float
-    alike: Float
+    alike: Int
     relevant: Bool
     topic: Int
     tokens: Float

@@ -13,7 +13,7 @@ from letta_gym.config import Section
 from letta_gym.envs.ledger import Ledger
 from letta_gym.envs.pool import Pool
 from letta_gym.errors import ConfigError
-from letta_gym.feedback.evidence import EvidenceConfig, alone_rate, fit, judge
+from letta_gym.feedback.evidence import EvidenceConfig, alone_rate, fit, flat, judge
 from letta_gym.letta.backend import Outcomes, Requests
 from letta_gym.letta.draws import Draws, Layout
 from letta_gym.letta.mock import MockConfig, MockWorld
@@ -38,12 +38,13 @@ class SessionConfig(Section):
     slots: Literal["evidence", "retrieval"] = "evidence"
     installed: int = Field(default=16, ge=1)
     twin_share: float = Field(default=0.6, ge=0, le=1)
+    twin_cosine: float = Field(default=0.97, gt=0, lt=1)
     new_share: float = Field(default=0.15, ge=0, le=1)
     none_share: float = Field(default=0.14, ge=0, le=1)
     pair_share: float = Field(default=0.12, ge=0, le=1)
     topic_exponent: float = Field(default=1.2, ge=0)
     stream_share: float = Field(default=0.34, gt=0, le=1)
-    history: tuple[int, int] = (200, 1600)
+    history: tuple[int, int] = (400, 3200)
     history_empty: float = Field(default=0.05, ge=0, le=1)
     history_none: float = Field(default=0.15, ge=0, le=1)
     history_temperature: float = Field(default=0.05, gt=0)
@@ -237,8 +238,7 @@ class Sessions:
         best = self.pool.retrieval[y, self.skills[row, desire.argmax(1)]]
         meant = fit(self.pool.retrieval[y, skill], best, self.evidence_config)
         meant = np.where(loaded[:, 0], meant, 1).astype(np.float32)
-        future = self.stream[row]
-        self.ledger.load(row, slot, y, success, meant, future, self.pool)
+        self.ledger.load(row, slot, y, success, meant, self.stream, self.pool)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Every array that changes from step to step, by a dotted name; the arrays themselves."""
@@ -279,28 +279,26 @@ class Sessions:
         score = judgement.closed_form if c.slots == "evidence" else retrieval
         self.slots = candidates.rank(score, self.present, c.candidates)
 
-        def take(values: NDArray[Any]) -> NDArray[Any]:
-            return np.take_along_axis(values, self.slots, 1)
-
-        skills = take(self.skills)
+        at = flat(self.slots, self.width)
+        skills = self.skills.take(at)
         tokens = p.tokens[skills]
-        mask = take(self.present) & (tokens <= self.tokens_left[:, None])
+        tokens_left = self.tokens_left[:, None]
         return observation.Situation(
             dense=p.dense[task, skills],
             lexical=p.lexical[task, skills],
-            retrieval=take(retrieval),
-            evidence=mine.take(self.slots),
+            retrieval=retrieval.take(at),
+            evidence=evidence.take(self.slots),
             judgement=judgement.take(self.slots),
             alone=alone,
             alone_rate=general,
-            alike=p.alike[skills[:, :, None], skills[:, None, :]],
+            alike=observation.alike_slots(p.alike, skills),
             tokens=tokens,
-            mask=mask,
-            tokens_left=self.tokens_left,
-            budget=np.full(self.count, c.token_budget, np.float32),
-            tasks_left=(c.horizon - self.step_index).astype(np.float32),
-            horizon=np.full(self.count, c.horizon, np.float32),
-            outcomes=self.outcomes,
+            mask=self.present.take(at) & (tokens <= tokens_left),
+            tokens_left=tokens_left,
+            budget=np.full_like(tokens_left, c.token_budget),
+            tasks_left=(c.horizon - self.step_index[:, None]).astype(np.float32),
+            horizon=np.full_like(tokens_left, c.horizon),
+            outcomes=self.outcomes[:, None],
         )
 
     # -- act ---------------------------------------------------------------------------------

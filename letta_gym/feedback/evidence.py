@@ -30,8 +30,11 @@ from letta_gym.config import Section
 Float = NDArray[np.float32]
 Int = NDArray[np.int64]
 
+_GRID = np.float32(4096)
+_HALF = np.float32(0.5)
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(eq=False, slots=True)
 class Evidence:
     """Evidence about n skills for a batch of tasks; every array has shape (..., n), float32."""
 
@@ -53,9 +56,16 @@ class Evidence:
         return Evidence(*(getattr(self, f.name)[..., which] for f in fields(self)))
 
     def take(self, columns: Int) -> Evidence:
-        """Gather ``columns`` (..., m) along the last axis."""
+        """Gather ``columns`` (B, m) of arrays (B, n)."""
+        at = flat(columns, self.wins.shape[1])
         return Evidence(
-            *(np.take_along_axis(getattr(self, f.name), columns, axis=-1) for f in fields(self))
+            self.success_similarity.reshape(-1).take(at),
+            self.failure_similarity.reshape(-1).take(at),
+            self.success_mass.reshape(-1).take(at),
+            self.failure_mass.reshape(-1).take(at),
+            self.wins.reshape(-1).take(at),
+            self.fit_successes.reshape(-1).take(at),
+            self.fit_failures.reshape(-1).take(at),
         )
 
 
@@ -92,7 +102,7 @@ class EvidenceConfig(Section):
     nearest_weight: float = Field(default=0.05, ge=0)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, slots=True)
 class Judgement:
     """What retrieval and evidence say together about n skills; every array (..., n), float32.
 
@@ -106,10 +116,26 @@ class Judgement:
     closed_form: Float
 
     def take(self, columns: Int) -> Judgement:
-        """Gather ``columns`` (..., m) along the last axis."""
+        """Gather ``columns`` (B, m) of arrays (B, n)."""
+        at = flat(columns, self.fit.shape[1])
         return Judgement(
-            *(np.take_along_axis(getattr(self, f.name), columns, axis=-1) for f in fields(self))
+            self.fit.reshape(-1).take(at),
+            self.uplift.reshape(-1).take(at),
+            self.failure_penalty.reshape(-1).take(at),
+            self.nearest.reshape(-1).take(at),
+            self.closed_form.reshape(-1).take(at),
         )
+
+
+def flat(columns: Int, width: int) -> Int:
+    """Where ``columns`` (..., B, m) of an array (B, width) are in it once it is flattened.
+
+    One such index gathers from many arrays, several times faster than ``take_along_axis``.
+    """
+    batch = columns.shape[-2]
+    if batch == 1:
+        return columns
+    return columns + width * np.arange(batch)[:, None]
 
 
 def kernel(similarity: Float, bandwidth: float) -> Float:
@@ -134,7 +160,7 @@ def fit(score: Float, best: Float, config: EvidenceConfig) -> Float:
 
 
 def _round(weights: Float) -> Float:
-    rounded: Float = np.rint(weights * 4096) * np.float32(2**-12)
+    rounded: Float = np.rint(weights * _GRID) / _GRID
     return rounded
 
 
@@ -158,8 +184,8 @@ def uplift(evidence: Evidence, alone: Float, config: EvidenceConfig) -> Float:
 
 def failure_penalty(evidence: Evidence, config: EvidenceConfig) -> Float:
     """How much nearer the skill failed than it succeeded, in [0, failure_cap], shape (..., n)."""
-    reference = np.where(evidence.wins > 0, evidence.success_similarity, 0.5)
-    nearer = evidence.failure_similarity - reference
+    reference = evidence.success_similarity + (evidence.wins == 0) * _HALF  # one of them is 0
+    nearer: Float = evidence.failure_similarity - reference
     return np.minimum(np.maximum(nearer, 0), config.failure_cap)
 
 
@@ -172,10 +198,13 @@ def nearest(
     Without: the retrieval score and a head start. From both a penalty for failures that are nearer
     than any success.
     """
-    wins = evidence.wins
-    count = np.log(config.count_cap / np.minimum(np.maximum(wins, 1), config.count_cap))
-    seen = (retrieval + evidence.success_similarity) * 0.5 + config.count_correction * count
-    score: Float = np.where(wins > 0, seen, retrieval + config.novelty)
+    score: Float = retrieval + config.novelty
+    known = evidence.wins > 0
+    if known.any():
+        count = np.minimum(np.maximum(evidence.wins, 1), config.count_cap)
+        correction = config.count_correction * np.log(config.count_cap / count)
+        seen = (retrieval + evidence.success_similarity) * _HALF + correction
+        score = np.where(known, seen, score)
     return score - config.failure_weight * failure_penalty
 
 

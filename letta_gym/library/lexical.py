@@ -20,6 +20,7 @@ than that the their them then there these they this those through to too up us v
 were what when where which who why will with would you your
 """
 _STOP = frozenset(_STOP_WORDS.split())
+_SMALL = 1 << 20  # entries of a table of all terms and documents; 8 MB
 _ENDINGS = ("ings", "ing", "ied", "ies", "ed", "es", "s")
 
 
@@ -36,6 +37,14 @@ def _stem(word: str) -> str:
     return word
 
 
+def _count(words: list[str]) -> dict[str, int]:
+    """How often each word occurs; a Counter costs several times more for a short text."""
+    count: dict[str, int] = {}
+    for word in words:
+        count[word] = count.get(word, 0) + 1
+    return count
+
+
 class LexicalIndex:
     """Inverted index over n documents.
 
@@ -44,7 +53,7 @@ class LexicalIndex:
     """
 
     def __init__(self, documents: Sequence[str]) -> None:
-        counts = [Counter(terms(document)) for document in documents]
+        counts = [_count(terms(document)) for document in documents]
         frequency = Counter(term for count in counts for term in count)
         self.size = len(documents)
         self._idf = {
@@ -61,24 +70,35 @@ class LexicalIndex:
         self._length, self._start = lengths, np.cumsum(lengths) - lengths
         self._rows = np.array([r for rows, _ in postings.values() for r in rows], np.int64)
         self._weights = np.array([w for _, weights in postings.values() for w in weights])
+        self._table: NDArray[np.float64] | None = None
+        if len(postings) * self.size <= _SMALL:
+            self._table = np.zeros((len(postings), self.size))
+            self._table[np.arange(len(postings)).repeat(lengths), self._rows] = self._weights
 
     def scores(self, text: str) -> NDArray[np.float32]:
         """Cosine of ``text`` with every document, float32 in [0, 1], shape (n,)."""
-        query = self._weigh(Counter(terms(text)))
+        query = self._weigh(_count(terms(text)))
         found = [(self._term[term], weight) for term, weight in query.items() if term in self._term]
         if not found:
             return np.zeros(self.size, np.float32)
-        term = np.array([i for i, _ in found])
+        term, weight = np.array([i for i, _ in found]), np.array([weight for _, weight in found])
+        total = self._gather(term, weight) if self._table is None else weight @ self._table[term]
+        return np.minimum(total, 1.0).astype(np.float32)
+
+    def _gather(self, term: NDArray[np.int64], weight: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Sum of the terms' postings (t,), each times its weight (t,), for every document (n,)."""
         length = self._length[term]
         end = length.cumsum()
         at = np.arange(end[-1]) + (self._start[term] - end + length).repeat(length)
-        weights = self._weights[at] * np.array([weight for _, weight in found]).repeat(length)
-        total = np.bincount(self._rows[at], weights, self.size)
-        return np.minimum(total, 1.0).astype(np.float32)
+        weights = self._weights[at] * weight.repeat(length)
+        return np.bincount(self._rows[at], weights, self.size).astype(np.float64, copy=False)
 
-    def _weigh(self, count: Counter[str]) -> dict[str, float]:
+    def _weigh(self, count: dict[str, int]) -> dict[str, float]:
         unseen = 1.0 + math.log(1 + self.size)
         idf, log = self._idf.get, math.log
-        weights = {term: (1.0 + log(tf)) * idf(term, unseen) for term, tf in count.items()}
+        weights = {
+            term: idf(term, unseen) if tf == 1 else (1.0 + log(tf)) * idf(term, unseen)
+            for term, tf in count.items()
+        }
         norm = math.sqrt(sum([w * w for w in weights.values()])) or 1.0
         return {term: w / norm for term, w in weights.items()}

@@ -51,20 +51,22 @@ def rank(score: Float, available: Bool, slots: int) -> Int:
     return key.argsort(axis=-1, kind="stable")[..., :slots]
 
 
-def affordable(wanted: Bool, tokens: Float, tokens_left: Float, max_skills: int) -> Int:
+def affordable(
+    wanted: Bool, tokens: Float, tokens_left: Float | np.float32, max_skills: int
+) -> Int:
     """The wanted slots that are carried out: the first in slot order that k and budget allow.
 
     Args:
         wanted: slots that were asked for and may be chosen, shape (B, M).
         tokens: cost of each slot, shape (B, M).
-        tokens_left: of each session, shape (B,).
+        tokens_left: of each session, shape (B, 1), or a scalar where B is 1.
         max_skills: k.
 
     Returns:
         Slots in ascending order, padded with -1, shape (B, k).
     """
     keep = wanted & (wanted.cumsum(1) <= max_skills)
-    keep &= (tokens * keep).cumsum(1) <= tokens_left[:, None]
+    keep &= (tokens * keep).cumsum(1) <= tokens_left
     none = keep.shape[1]
     order = np.sort(np.where(keep, np.arange(none), none), 1)[:, :max_skills]
     return np.where(order < none, order, -1)

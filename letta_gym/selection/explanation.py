@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ class Trace:
     Attributes:
         ids: ids of the library's skills, length N.
         rows: which of them is in each slot, shape (M,).
-        picks: slots carried out, shape (at most k,).
+        picks: slots carried out, at most k.
         logits: scores with STOP last, shape (M + 1,).
         features: shape (M, F).
         tokens: cost of each slot, shape (M,).
@@ -31,7 +31,7 @@ class Trace:
 
     ids: Sequence[str]
     rows: Int
-    picks: Int
+    picks: Collection[int]
     logits: Float
     features: Float
     tokens: Float
@@ -73,13 +73,12 @@ class Explanation:
 def explain(trace: Trace) -> Explanation:
     """Explain one decision: its candidates that could have been chosen, best first."""
     logits = trace.logits
-    chosen = set(trace.picks.tolist())
     order = [int(slot) for slot in np.argsort(-logits[:-1], kind="stable")]
     return Explanation(
         tuple(
             Candidate(
                 skill=trace.ids[trace.rows[slot]],
-                chosen=slot in chosen,
+                chosen=slot in trace.picks,
                 score=float(logits[slot] - logits[-1]),
                 tokens=int(trace.tokens[slot]),
                 reasons=_reasons(trace.features[slot], float(trace.outcomes[slot])),

@@ -8,52 +8,59 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from letta_gym.feedback.evidence import Evidence, EvidenceConfig, Judgement
+from letta_gym.feedback.evidence import Evidence, EvidenceConfig, Judgement, flat
 
 Float = NDArray[np.float32]
+Int = NDArray[np.int64]
 Bool = NDArray[np.bool_]
+PerSession: TypeAlias = Float | np.float32
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One number of the observation: its name, meaning, range and where it comes from."""
+    """One number of the observation: its name, meaning, range and where it comes from.
+
+    ``scale`` is the factor in front of a feature; :func:`features` applies all of them at once.
+    """
 
     name: str
     meaning: str
     low: float
     high: float
     source: str
+    scale: float = 1.0
 
 
 R, E, S = "retrieval", "evidence", "session"
 
 FEATURES: tuple[Column, ...] = (
-    Column("retrieval", "4 x retrieval score", -8, 8, R),
-    Column("retrieval_gap", "4 x (retrieval score - best of the slots)", -16, 0, R),
-    Column("dense", "4 x cosine of task and skill", -4, 4, R),
-    Column("lexical", "4 x TF-IDF cosine of task and skill", 0, 4, R),
+    Column("retrieval", "4 x retrieval score", -8, 8, R, 4),
+    Column("retrieval_gap", "4 x (retrieval score - best of the slots)", -16, 0, R, 4),
+    Column("dense", "4 x cosine of task and skill", -4, 4, R, 4),
+    Column("lexical", "4 x TF-IDF cosine of task and skill", 0, 4, R, 4),
     Column("fit", "fit of the skill to the task, from the retrieval scores", 0, 1, R),
     Column("unknown", "1 where the skill has no success yet", 0, 1, E),
-    Column("success_gap", "4 x (nearest success - retrieval score), 0 if unknown", -8, 8, E),
-    Column("success_lead", "4 x (nearest success - best competitor's)", -8, 8, E),
-    Column("failure_penalty", "4 x how much nearer a failure is than any success", 0, 4, E),
-    Column("success_mass", "ln(1 + 20 kernel mass of successes) / 2", 0, 8, E),
-    Column("failure_mass", "ln(1 + 20 kernel mass of failures) / 2", 0, 8, E),
+    Column("success_gap", "4 x (nearest success - retrieval score), 0 if unknown", -8, 8, E, 4),
+    Column("success_lead", "4 x (nearest success - best competitor's)", -8, 8, E, 4),
+    Column("failure_penalty", "4 x how much nearer a failure is than any success", 0, 4, E, 4),
+    Column("success_mass", "ln(1 + 20 kernel mass of successes) / 2", 0, 8, E, 0.5),
+    Column("failure_mass", "ln(1 + 20 kernel mass of failures) / 2", 0, 8, E, 0.5),
     Column("local_gain", "success with the skill near this task, less without", -1, 1, E),
-    Column("uplift", "4 x posterior of what the skill adds where it fits", -4, 4, E),
+    Column("uplift", "4 x posterior of what the skill adds where it fits", -4, 4, E, 4),
     Column("certainty", "weight of outcomes in that posterior", 0, 1, E),
-    Column("alike_lead", "4 x (uplift - mean uplift of its look-alikes)", -8, 8, E),
-    Column("alike_rival", "4 x largest uplift of its look-alikes, 0 without", -4, 4, E),
+    Column("alike_lead", "4 x (uplift - mean uplift of its look-alikes)", -8, 8, E, 4),
+    Column("alike_rival", "4 x largest uplift of its look-alikes, 0 without", -4, 4, E, 4),
     Column("alike_certainty", "weight of outcomes behind its look-alikes", 0, 1, E),
     Column("alike", "1 where another slot holds a look-alike", 0, 1, E),
-    Column("nearest", "4 x score from the nearest outcomes", -8, 8, E),
-    Column("closed_form", "8 x closed-form score, the expected gain", -8, 8, E),
-    Column("closed_form_gap", "8 x (closed-form score - best of the slots)", -16, 0, E),
-    Column("cost", "8 x tokens of the skill x price of a token", 0, 80, S),
+    Column("nearest", "4 x score from the nearest outcomes", -8, 8, E, 4),
+    Column("closed_form", "8 x closed-form score, the expected gain", -8, 8, E, 8),
+    Column("closed_form_gap", "8 x (closed-form score - best of the slots)", -16, 0, E, 8),
+    Column("cost", "8 x tokens of the skill x price of a token", 0, 80, S, 8),
 )
 
 CONTEXT: tuple[Column, ...] = (
@@ -72,6 +79,14 @@ CONTEXT: tuple[Column, ...] = (
 
 FEATURE = {column.name: i for i, column in enumerate(FEATURES)}
 
+_SCALE = np.array([column.scale for column in FEATURES], np.float32)
+_FEATURE_LOW = np.array([column.low for column in FEATURES], np.float32)
+_FEATURE_HIGH = np.array([column.high for column in FEATURES], np.float32)
+_CONTEXT_LOW = np.array([column.low for column in CONTEXT], np.float32)
+_CONTEXT_HIGH = np.array([column.high for column in CONTEXT], np.float32)
+_LOWEST = np.float32(-1e3)  # below every score, and finite: all slots masked is no NaN
+_MASS = np.float32(20)
+
 
 def schema_hash() -> str:
     """SHA-256 over both tables: a policy is only served with the columns that it was trained on."""
@@ -80,21 +95,23 @@ def schema_hash() -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, slots=True)
 class Situation:
     """What is known about B decisions with M slots each.
+
+    Whatever has the shape (B, 1) may be a float32 scalar where B is 1: that is much cheaper.
 
     Attributes:
         dense, lexical, retrieval: scores of task and skill, shape (B, M).
         evidence, judgement: of each slot's skill, arrays (B, M).
         alone: evidence of outcomes without any skill, arrays (B, 1).
         alone_rate: posterior success without any skill, shape (B, 1).
-        alike: :func:`look_alikes` of the slots' skills, shape (B, M, M).
+        alike: :func:`alike_slots` of the slots' skills, shape (W, B, M).
         tokens: cost of each slot's skill, shape (B, M).
         mask: True where the slot may be chosen, shape (B, M).
-        tokens_left, budget: of the session, shape (B,).
-        tasks_left, horizon: of the session, in tasks, shape (B,).
-        outcomes: number of outcomes in memory, shape (B,).
+        tokens_left, budget: of the session, shape (B, 1).
+        tasks_left, horizon: of the session, in tasks, shape (B, 1).
+        outcomes: number of outcomes in memory, shape (B, 1).
     """
 
     dense: Float
@@ -104,25 +121,54 @@ class Situation:
     judgement: Judgement
     alone: Evidence
     alone_rate: Float
-    alike: Float
+    alike: Int
     tokens: Float
     mask: Bool
-    tokens_left: Float
-    budget: Float
-    tasks_left: Float
-    horizon: Float
-    outcomes: Float
+    tokens_left: PerSession
+    budget: PerSession
+    tasks_left: PerSession
+    horizon: PerSession
+    outcomes: PerSession
 
 
-def look_alikes(vectors: Float) -> Float:
-    """1 where two skills are alike (cosine above 0.9), shape (n, n); no skill is its own."""
-    alike = (vectors @ vectors.T > 0.9).astype(np.float32)
-    np.fill_diagonal(alike, 0)
-    return alike
+def look_alikes(vectors: Float) -> Int:
+    """The look-alikes (cosine above 0.9) of each of n skills, shape (W, n).
+
+    Columns are ascending and padded with n; W is the largest number of look-alikes of any skill.
+    """
+    n = len(vectors)
+    alike = vectors @ vectors.T > 0.9
+    np.fill_diagonal(alike, False)
+    row, other = np.nonzero(alike)
+    count = alike.sum(1)
+    table = np.full((int(count.max(initial=0)), n), n)
+    table[np.arange(len(row)) - (count.cumsum() - count)[row], row] = other
+    return table
+
+
+def alike_slots(table: Int, skills: Int) -> Int:
+    """The slots that hold look-alikes of each slot's skill, shape (W, B, M).
+
+    Args:
+        table: :func:`look_alikes` of the library, shape (W, n).
+        skills: which of its skills is in each slot, shape (B, M).
+
+    Returns:
+        Slot numbers, ascending, padded with M.
+    """
+    (width, n), (batch, slots) = table.shape, skills.shape
+    slot = np.full(batch * (n + 1), slots)
+    slot[flat(skills, n + 1)] = np.arange(slots)
+    found = slot.take(flat(table.take(skills, 1), n + 1))
+    if width > 1:
+        found.sort(0)
+    return found
 
 
 def features(s: Situation, config: EvidenceConfig, token_price: float) -> Float:
     """Fill the columns of :data:`FEATURES`, float32, shape (B, M, F); masked slots are zero.
+
+    Every number lies within the bounds of its column.
 
     Args:
         s: the situation.
@@ -131,94 +177,119 @@ def features(s: Situation, config: EvidenceConfig, token_price: float) -> Float:
     """
     e, j, mask, k = s.evidence, s.judgement, s.mask, config.prior_strength
     known = e.wins > 0
-    success = e.success_similarity * known
     here = _alone_here(s, config)
     weight = e.fit_successes + e.fit_failures
-    twins = alike_columns(j.uplift, weight / (weight + k), s.alike, mask)
+    certainty = weight / (weight + k)
+    barrier = np.where(mask, np.float32(0), _LOWEST)
     values = (
-        4 * s.retrieval,
-        4 * (s.retrieval - _best(s.retrieval, mask)),
-        4 * s.dense,
-        4 * s.lexical,
+        s.retrieval,
+        s.retrieval - _best(s.retrieval, barrier),
+        s.dense,
+        s.lexical,
         j.fit,
         ~known,
-        4 * (success - s.retrieval) * known,
-        4 * (success - _best_other(success, mask)),
-        4 * j.failure_penalty,
-        np.log1p(20 * e.success_mass) / 2,
-        np.log1p(20 * e.failure_mass) / 2,
+        (e.success_similarity - s.retrieval) * known,
+        e.success_similarity - _best_other(e.success_similarity, mask),
+        j.failure_penalty,
+        np.log1p(_MASS * e.success_mass),
+        np.log1p(_MASS * e.failure_mass),
         (k * here + e.success_mass) / (k + e.success_mass + e.failure_mass) - here,
-        4 * j.uplift,
-        weight / (weight + k),
-        *(scale * column for scale, column in zip((4, 4, 1, 1), twins, strict=True)),
-        4 * j.nearest,
-        8 * j.closed_form,
-        8 * (j.closed_form - _best(j.closed_form, mask)),
-        8 * token_price * s.tokens,
+        j.uplift,
+        certainty,
+        *alike_columns(j.uplift, certainty, s.alike, barrier),
+        j.nearest,
+        j.closed_form,
+        j.closed_form - _best(j.closed_form, barrier),
+        token_price * s.tokens,
     )
     columns = np.concatenate(values, dtype=np.float32).reshape(len(FEATURES), *mask.shape)
     f: Float = np.empty((*mask.shape, len(FEATURES)), np.float32)
-    np.multiply(columns.transpose(1, 2, 0), mask[..., None], out=f)
-    return f
+    np.multiply(columns.transpose(1, 2, 0), _SCALE, out=f)
+    np.maximum(f, _FEATURE_LOW, out=f)
+    np.minimum(f, _FEATURE_HIGH, out=f)
+    return np.multiply(f, mask[..., None], out=f)
 
 
 def context(s: Situation, f: Float, config: EvidenceConfig) -> Float:
-    """Fill the columns of :data:`CONTEXT` from the situation and its features ``f``, (B, C)."""
+    """Fill the columns of :data:`CONTEXT` from the situation and its features ``f``, (B, C).
+
+    Every number lies within the bounds of its column.
+    """
+    batch, slots = s.mask.shape
     free = s.mask.sum(-1, keepdims=True)
     some = free > 0
-    retrieval = np.sort(np.where(s.mask, f[..., FEATURE["retrieval"]], _LOWEST), -1)
+    retrieval = np.where(s.mask, f[..., FEATURE["retrieval"]], _LOWEST)
+    retrieval.sort(-1)
     best = retrieval[:, -1:]
-    second = retrieval[:, -2:-1] if retrieval.shape[1] > 1 else best
-    left, tasks = s.tokens_left[:, None], s.tasks_left[:, None]
+    second = retrieval[:, -2:-1] if slots > 1 else best
+    gain = np.where(s.mask, f[..., FEATURE["closed_form"]], _LOWEST)
     values = (
-        left / s.budget[:, None],
-        np.minimum(left / np.maximum(tasks, 1) / 1000, 8),
-        1 - tasks / s.horizon[:, None],
-        np.log1p(s.outcomes)[:, None] / 8,
+        s.tokens_left / s.budget,
+        s.tokens_left / np.maximum(s.tasks_left, 1) / 1000,
+        1 - s.tasks_left / s.horizon,
+        np.log1p(s.outcomes) / 8,
         s.alone_rate,
         _alone_here(s, config),
-        np.log1p(20 * (s.alone.success_mass + s.alone.failure_mass)) / 2,
-        free / s.mask.shape[1],
+        np.log1p(_MASS * (s.alone.success_mass + s.alone.failure_mass)) / 2,
+        free / slots,
         best * some,
         np.where(free > 1, best - second, np.maximum(best, 0) * some),
-        _best(f[..., FEATURE["closed_form"]], s.mask) * some,
+        gain.max(-1, keepdims=True) * some,
     )
-    return np.concatenate(values, 1, dtype=np.float32)
+    c = np.empty((batch, len(CONTEXT)), np.float32)
+    for column, value in enumerate(values):
+        c[:, column : column + 1] = value
+    np.maximum(c, _CONTEXT_LOW, out=c)
+    return np.minimum(c, _CONTEXT_HIGH, out=c)
 
 
 def alike_columns(
-    merit: Float, certainty: Float, alike: Float, mask: Bool
+    merit: Float, certainty: Float, alike: Int, barrier: Float
 ) -> tuple[Float, Float, Float, Float]:
     """What the unmasked look-alikes of each slot say about it, each (B, M), 0 without any.
 
     Of two look-alikes often only one works, so a good one speaks against the other.
 
+    Args:
+        merit, certainty: of each slot, shape (B, M).
+        alike: slots of the look-alikes, padded with M, shape (W, B, M).
+        barrier: 0 where a slot may be chosen, :data:`_LOWEST` elsewhere, shape (B, M).
+
     Returns:
         Merit less the mean merit of the look-alikes; their largest merit; their mean certainty;
         1 where there is one.
     """
-    free = mask.astype(np.float32)
-    count = np.einsum("bmn,bn->bm", alike, free)
-    some, divisor = count > 0, np.maximum(count, 1)
-    mean = np.einsum("bmn,bn->bm", alike, merit * free) / divisor
-    sure = np.einsum("bmn,bn->bm", alike, certainty * free) / divisor
-    rivals = np.where((alike * free[:, None]) > 0, merit[:, None], _LOWEST).max(-1)
-    return (merit - mean) * some, rivals * some, sure, some.astype(np.float32)
+    width, batch, slots = alike.shape
+    if not width:
+        none = np.zeros((batch, slots), np.float32)
+        return none, none, none, none
+    # One slot more, which stands for "no look-alike": as far below as a masked one.
+    said = np.full((2, batch, slots + 1), _LOWEST)
+    np.add(merit, barrier, out=said[0, :, :-1])
+    said[1, :, :-1] = certainty
+    heard = said.reshape(2, -1).take(flat(alike, slots + 1), 1)
+    there = heard[0] > _LOWEST / 2
+    heard *= there
+    if width == 1:
+        merits, sure = heard[:, 0]
+        return (merit - merits) * there[0], merits, sure, there[0]
+    count = there.sum(0)
+    some, divisor = count > 0, np.maximum(count, 1).astype(np.float32)
+    rivals = np.where(there, heard[0], _LOWEST).max(0) * some
+    merits, sure = heard.sum(1) / divisor
+    return (merit - merits) * some, rivals, sure, some
 
 
-_LOWEST = np.float32(-1e3)  # below every score, and finite: all slots masked is no NaN
-
-
-def _best(values: Float, mask: Bool) -> Float:
+def _best(values: Float, barrier: Float) -> Float:
     """Largest value of the unmasked slots, shape (B, 1)."""
-    best: Float = np.where(mask, values, _LOWEST).max(-1, keepdims=True)
+    best: Float = (values + barrier).max(-1, keepdims=True)
     return best
 
 
 def _best_other(values: Float, mask: Bool) -> Float:
     """For each slot the largest value of the *other* unmasked slots, at least 0, shape (B, M)."""
     known = values * mask
-    if known.shape[-1] < 2:
+    if known.shape[-1] < 2 or not known.any():
         return np.zeros_like(known)
     top = np.sort(known, -1)
     best, second = top[..., -1:], top[..., -2:-1]

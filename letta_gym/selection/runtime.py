@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import itertools
+import secrets
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from letta_gym.errors import ConfigError, DecisionError, EmbeddingError
-from letta_gym.feedback.evidence import Evidence, Judgement, alone_rate, judge
+from letta_gym.feedback.evidence import Evidence, alone_rate, judge
 from letta_gym.feedback.memory import ALONE, OutcomeMemory
 from letta_gym.feedback.outcome import Outcome
 from letta_gym.library.embeddings import Embedder
@@ -26,7 +27,6 @@ from letta_gym.selection.shelf import Shelf
 
 Float = NDArray[np.float32]
 Int = NDArray[np.int64]
-Bool = NDArray[np.bool_]
 
 _UNLIMITED = 1e9  # tokens; far beyond any context
 
@@ -132,6 +132,7 @@ class SkillSelector:
         self.memory = memory
         self.rng = np.random.default_rng() if rng is None else rng
         self._pending: OrderedDict[str, _Pending] = OrderedDict()
+        self._name, self._numbers = secrets.token_hex(8), itertools.count()
         self.max_pending = 10_000
         self.slots = policy.slots
 
@@ -243,28 +244,27 @@ class SkillSelector:
         f = features(situation, policy.evidence, policy.token_price)
         c = context(situation, f, policy.evidence)
         logits = network.logits(policy.weights, f, c, situation.mask)
-        wanted, log_propensity = self._draw(logits, situation, k, explore)
-        picks = candidates.affordable(wanted, situation.tokens, situation.tokens_left, k)[0]
-        score = dict(zip(picks.tolist(), logits[0, picks].tolist(), strict=True))
-        order = sorted((slot for slot in score if slot >= 0), key=lambda slot: (-score[slot], slot))
-        skills = tuple(shelf.skills[rows[slot]] for slot in order)
-        decision_id = os.urandom(16).hex()
+        picks, log_propensity = self._draw(logits, situation, k, explore)
+        score = logits[0].tolist()
+        order = sorted(_affordable(picks, situation, k), key=lambda slot: (-score[slot], slot))
+        skills = tuple([shelf.skills[rows[slot]] for slot in order])
+        decision_id = f"{self._name}-{next(self._numbers)}"
         self._remember(decision_id, session, vector, situation, rows, order)
         session.tasks_left = max(session.tasks_left - 1, 0)
-        e, chosen = situation.evidence, np.array(order, np.int64)
+        e = situation.evidence
         return Selection(
             decision_id=decision_id,
             skills=skills,
-            scores=tuple(score[slot] for slot in order),
-            stop_score=float(logits[0, -1]),
-            tokens=sum(skill.tokens for skill in skills),
+            scores=tuple([score[slot] for slot in order]),
+            stop_score=score[-1],
+            tokens=sum([skill.tokens for skill in skills]),
             log_propensity=log_propensity,
             explored=explore,
             policy_digest=policy.digest,
             _trace=Trace(
                 shelf.ids,
                 rows,
-                chosen,
+                order,
                 logits[0],
                 f[0],
                 situation.tokens[0],
@@ -288,35 +288,31 @@ class SkillSelector:
         dense = shelf.vectors @ vector
         lexical = shelf.lexical(text)
         retrieval = candidates.fuse(dense, lexical, p.retrieval)
-        best = retrieval[usable].max()
+        best = retrieval.max() if available is None else retrieval[usable].max()
         tables = self.memory.tables(vector[None], shelf.keys)
-        alone, skills = Evidence(*tables[:, :, :1]), Evidence(*tables[:, :, 1:])
+        alone, skills = Evidence(*tables[:, 0, 0]), Evidence(*tables[:, :, 1:])
         general = alone_rate(alone, p.evidence)
         judged = judge(retrieval[None], best, skills, general, p.evidence)
-        rows = candidates.rank(judged.closed_form, usable[None], self.slots)[0]
-        tokens = shelf.tokens[rows][None]
+        slots = candidates.rank(judged.closed_form, usable[None], self.slots)
+        rows = slots[0]
+        tokens = shelf.tokens.take(slots)
+        tokens_left = np.float32(session.tokens_left)
         return rows, Situation(
-            dense=dense[rows][None],
-            lexical=lexical[rows][None],
-            retrieval=retrieval[rows][None],
+            dense=dense.take(slots),
+            lexical=lexical.take(slots),
+            retrieval=retrieval.take(slots),
             evidence=Evidence(*tables.take(1 + rows, 2)),
-            judgement=Judgement(
-                judged.fit.take(rows, 1),
-                judged.uplift.take(rows, 1),
-                judged.failure_penalty.take(rows, 1),
-                judged.nearest.take(rows, 1),
-                judged.closed_form.take(rows, 1),
-            ),
+            judgement=judged.take(slots),
             alone=alone,
             alone_rate=general,
-            alike=shelf.alike(rows)[None],
+            alike=shelf.alike(slots),
             tokens=tokens,
-            mask=usable[rows][None] & (tokens <= session.tokens_left),
-            tokens_left=np.array([session.tokens_left], np.float32),
-            budget=np.array([session.token_budget], np.float32),
-            tasks_left=np.array([session.tasks_left], np.float32),
-            horizon=np.array([session.horizon], np.float32),
-            outcomes=np.array([len(self.memory)], np.float32),
+            mask=usable.take(slots) & (tokens <= tokens_left),
+            tokens_left=tokens_left,
+            budget=np.float32(session.token_budget),
+            tasks_left=np.float32(session.tasks_left),
+            horizon=np.float32(session.horizon),
+            outcomes=np.float32(len(self.memory)),
         )
 
     def _embed(self, text: str, embedding: Float | None) -> Float:
@@ -336,17 +332,17 @@ class SkillSelector:
 
     def _draw(
         self, logits: Float, situation: Situation, k: int, explore: bool
-    ) -> tuple[Bool, float]:
-        """Wanted slots (1, M), and the log-probability of that set."""
+    ) -> tuple[Int, float]:
+        """Wanted slots (1, k), -1 padded, and the log-probability of that set."""
         if not explore:
-            return _as_mask(subset.greedy(logits, k)[0], logits), 0.0
+            return subset.greedy(logits, k), 0.0
         # Only as many picks as the budget covers whatever they are: nothing is cut afterwards, so
         # that the probability of the sampled set is the one of the set carried out.
         costs = np.sort(situation.tokens[0][situation.mask[0]])[::-1].cumsum()
-        k = max(1, int((costs[:k] <= situation.tokens_left[0]).sum()))
+        k = max(1, int((costs[:k] <= situation.tokens_left).sum()))
         exact = logits.astype(np.float64)
         picks = subset.sample(exact, k, self.rng)
-        return _as_mask(picks[0], logits), float(subset.set_log_prob(exact, picks)[0])
+        return picks, float(subset.set_log_prob(exact, picks)[0])
 
     def _remember(
         self,
@@ -369,7 +365,12 @@ class SkillSelector:
             self._pending.popitem(last=False)
 
 
-def _as_mask(picks: Int, logits: Float) -> Bool:
-    mask = np.zeros((1, logits.shape[1] - 1), bool)
-    mask[0, picks[picks >= 0]] = True
-    return mask
+def _affordable(picks: Int, situation: Situation, k: int) -> list[int]:
+    """The slots of ``picks`` (1, k) that are carried out, as the environment carries them out."""
+    wanted = [slot for slot in picks[0].tolist() if slot >= 0]
+    tokens = situation.tokens
+    if tokens[0, wanted].sum() <= situation.tokens_left:
+        return wanted
+    mask = subset.to_mask(picks, tokens.shape[1]).astype(bool)
+    kept = candidates.affordable(mask, tokens, situation.tokens_left, k)
+    return [slot for slot in kept[0].tolist() if slot >= 0]

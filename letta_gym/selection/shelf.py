@@ -18,14 +18,14 @@ from letta_gym.library.skills import Skill, SkillLibrary
 from letta_gym.library.suite import VECTORS_FILE
 from letta_gym.library.vectors import SuiteVectors, VectorTable, text_hash
 from letta_gym.selection.candidates import document
-from letta_gym.selection.observation import look_alikes
+from letta_gym.selection.observation import alike_slots, look_alikes
 from letta_gym.selection.policy import Policy
 
 Float = NDArray[np.float32]
 Int = NDArray[np.int64]
 Bool = NDArray[np.bool_]
 
-_SMALL = 1024  # skills whose likeness to each other is kept; 4 MB
+_SMALL = 1024  # skills whose look-alikes are kept
 
 
 class Shelf:
@@ -141,11 +141,11 @@ class Shelf:
         """TF-IDF cosine of ``text`` with every skill, shape (N,)."""
         return self._index.scores(text)
 
-    def alike(self, rows: Int) -> Float:
-        """Which of the skills ``rows`` (M,) are look-alikes of each other, 1 or 0, (M, M)."""
+    def alike(self, rows: Int) -> Int:
+        """Slots of the look-alikes of the skills ``rows`` (1, M), shape (W, 1, M)."""
         if len(self) > _SMALL:
-            return look_alikes(self.vectors[rows])
-        return self._alike.take(rows, 0).take(rows, 1)
+            return look_alikes(self.vectors[rows[0]])[:, None]
+        return alike_slots(self._alike, rows)
 
     def usable(self, available: Collection[str] | None) -> Bool:
         """Which skills may be chosen, shape (N,): those of ``available``, or all for None.
@@ -166,7 +166,7 @@ class Shelf:
         return usable
 
     @cached_property
-    def _alike(self) -> Float:
+    def _alike(self) -> Int:
         return look_alikes(self.vectors)
 
     def _vectors_of(self, skills: tuple[Skill, ...]) -> dict[tuple[str, str], Float]:

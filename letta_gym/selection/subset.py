@@ -216,12 +216,13 @@ def _first_until_stop(keys: Floats, k: int) -> Picks:
     """Return item numbers by falling key, at most k, cut at STOP (the last column)."""
     if k < 1:
         raise ConfigError(f"a subset needs room for at least one item: k >= 1; got k = {k}")
-    batch, choices = keys.shape
-    order = np.argsort(-keys, axis=1, kind="stable")[:, :k]
+    choices = keys.shape[1]
+    order = (-keys).argsort(axis=1, kind="stable")[:, :k]
     stopped = np.logical_or.accumulate(order == choices - 1, axis=1)
-    picks = np.full((batch, k), NO_PICK, dtype=np.int64)
-    picks[:, : order.shape[1]] = np.where(stopped, NO_PICK, order)
-    return picks
+    picks: Picks = np.where(stopped, NO_PICK, order)
+    if k <= choices:
+        return picks
+    return np.pad(picks, ((0, 0), (0, k - choices)), constant_values=NO_PICK)
 
 
 def _remaining(logits: Floats, steps: Picks) -> Floats:
