@@ -38,27 +38,40 @@ def main(arguments: list[str] | None = None) -> int:
         if options.json:
             text = json.dumps(result.to_json(), indent=2, allow_nan=False)
             write_atomically(Path(options.json), f"{text}\n".encode())
-    except LettaGymError as error:
+    except (LettaGymError, OSError) as error:
         print(f"evaluate.py: {error}", file=sys.stderr)
         return 2
     return 0
 
 
 def checked(path: str, config: RunConfig) -> Policy:
-    """The policy at ``path``, if it was trained with the features that ``config`` computes.
+    """The policy at ``path``, if it was trained on the features that ``config`` gives.
 
     Raises:
         PolicyFileError: the file does not load.
-        ConfigError: its constants differ from the configuration's.
+        ConfigError: its constants, or its embedder, are not those of the configuration.
+        SuiteError: the suite is malformed or has no vectors.
     """
     policy = Policy.load(path)
-    for name in ("evidence", "retrieval"):
-        theirs, mine = getattr(policy, name), getattr(config, name)
-        if theirs != mine:
-            raise ConfigError(
-                f"the policy was trained with {name} = {theirs}, the configuration says {mine}; "
-                "evaluate with the configuration it was trained with"
-            )
+    vectors = config.environment().pool().suite.vectors
+    assert vectors is not None
+    pairs = {
+        "env.token_price (per token)": (policy.token_price, config.env.token_price / 1000),
+        "suite.path (its vectors)": (str(policy.embedder), str(vectors.identity)),
+    }
+    for section in ("evidence", "retrieval"):
+        theirs, mine = getattr(policy, section).model_dump(), getattr(config, section).model_dump()
+        pairs |= {f"{section}.{key}": (theirs[key], mine[key]) for key in mine}
+    different = [
+        f"{key}: the policy has {theirs}, the configuration {mine}"
+        for key, (theirs, mine) in pairs.items()
+        if theirs != mine
+    ]
+    if different:
+        raise ConfigError(
+            f"{path} was trained with another configuration:\n  " + "\n  ".join(different) + "\n"
+            "evaluate it with the config.yaml of its run"
+        )
     return policy
 
 

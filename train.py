@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from agents.config import read
-from agents.training import POLICY, Run, evaluate_run
+from agents.training import CHECKPOINT, POLICY, Run, evaluate_run
 from letta_gym.errors import LettaGymError
 
 
@@ -26,18 +26,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--run-dir", metavar="DIR", help="default: runs/<name of the config>")
     parser.add_argument("--resume", action="store_true", help="continue the run in --run-dir")
     options = parser.parse_args(arguments)
+    folder = Path(options.run_dir or Path("runs") / Path(options.config).stem)
     try:
         config = read(options.config, options.assignments)
-        folder = Path(options.run_dir or Path("runs") / Path(options.config).stem)
         run = Run(config, folder, resume=options.resume)
         seconds = run.train()
         comparison = evaluate_run(run) if config.train.evaluate else None
         run.finish(seconds, comparison)
-    except LettaGymError as error:
+    except (LettaGymError, OSError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nstopped; continue with the same command and --resume", file=sys.stderr)
+        saved = (folder / CHECKPOINT).exists()
+        print(
+            "\nstopped" + "; continue with the same command and --resume" * saved, file=sys.stderr
+        )
         return 130
     print(f"trained on {run.ppo.global_step:,} tasks in {seconds:.0f} s")
     if comparison is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any, Protocol
 
 import numpy as np
@@ -158,43 +159,41 @@ class Informed:
 class Oracle:
     """Knows the hidden draws: the best set among the slots for this task alone.
 
-    Only skills made for the task can help, so the best set is empty, one slot, or two of the four
-    best single ones.
+    Beside a skill that is worth less than its cost alone, no other is worth more, and only skills
+    made for the task are worth anything. So the best set consists of the best few single slots.
     """
 
     name, slots = "oracle", "evidence"
+    few = 4
 
     def act(self, obs: Observation, driver: Driver) -> Choice:
-        """The set of the largest expected reward."""
-        mask, k = obs["action_mask"], driver.config.max_skills
-        single = np.stack(
-            [expected(driver, obs, _set(len(mask), k, slot)) for slot in range(mask.shape[1])], 1
-        )
-        ranking = np.argsort(-single, 1, kind="stable")
-        best = np.full((len(mask), k), -1)
-        value = expected(driver, obs, best)
-        sets = [_set(len(mask), k, ranking[:, i]) for i in range(min(4, mask.shape[1]))]
-        if k > 1:
-            pairs = [(i, j) for j in range(len(sets)) for i in range(j)]
-            sets += [_set(len(mask), k, ranking[:, i], ranking[:, j]) for i, j in pairs]
-        for candidate in sets:
-            gained = expected(driver, obs, candidate)
-            best = np.where((gained > value)[:, None], candidate, best)
-            value = np.maximum(value, gained)
-        return Choice(best, ranking)
+        """The set of the largest expected reward; of equal ones the smallest."""
+        (batch, m), k = obs["action_mask"].shape, driver.config.max_skills
+        singles = np.broadcast_to(np.arange(m)[:, None, None], (m, batch, 1))
+        alone = expected(driver, obs, _padded(singles, k))
+        ranking = np.argsort(-alone.T, 1, kind="stable")
+        top = range(min(self.few, m))
+        members = [list(c) for size in range(k + 1) for c in combinations(top, size)]
+        sets = np.stack([_padded(ranking[:, which], k) for which in members])
+        best = expected(driver, obs, sets).argmax(0)
+        return Choice(sets[best, np.arange(batch)], ranking)
 
 
 def expected(driver: Driver, obs: Observation, picks: Picks) -> NDArray[np.float64]:
-    """True expected reward of loading ``picks`` (B, k); -inf where one of them is masked."""
+    """True expected reward of loading ``picks`` (..., B, k), shape (..., B).
+
+    It is -inf for a set that would not be carried out: with a masked slot, or beyond the budget.
+    """
     s, world = driver.sessions, driver.sessions.world
-    rows, chosen = np.arange(s.count), picks >= 0
-    slots = np.maximum(picks, 0)
-    skills = np.take_along_axis(s.slot_skills(), slots, 1)
+    rows, chosen, slots = np.arange(s.count), picks >= 0, np.maximum(picks, 0)
+    skills = s.slot_skills()[rows[:, None], slots]
     chance = world.load_probability(chosen)
-    success = world.success_probability(rows, s.task, skills, chance)
-    cost = (world.tokens[skills] * chance).sum(1) * driver.config.token_price / 1000
-    allowed = np.take_along_axis(obs["action_mask"], slots, 1) | ~chosen
-    return np.where(allowed.astype(bool).all(1), success.astype(np.float64) - cost, -np.inf)
+    success = world.success_probability(rows, s.task, skills, chance).astype(np.float64)
+    tokens = world.tokens[skills]
+    cost = (tokens * chance).sum(-1) * driver.config.token_price / 1000
+    free = (obs["action_mask"][rows[:, None], slots] == 1) | ~chosen
+    carried_out = free.all(-1) & ((tokens * chosen).sum(-1) <= s.tokens_left)
+    return np.where(carried_out, success - cost, -np.inf)
 
 
 def cut(score: NDArray[np.floating], levels: NDArray[np.floating], k: int) -> Choice:
@@ -205,8 +204,8 @@ def cut(score: NDArray[np.floating], levels: NDArray[np.floating], k: int) -> Ch
     return Choice(picks, ranking)
 
 
-def _set(rows: int, k: int, *slots: int | Picks) -> Picks:
-    picks = np.full((rows, k), -1)
-    for position, slot in enumerate(slots):
-        picks[:, position] = slot
+def _padded(slots: Picks, k: int) -> Picks:
+    """Picks (..., n) with -1 up to the length k."""
+    picks = np.full((*slots.shape[:-1], k), -1)
+    picks[..., : slots.shape[-1]] = slots
     return picks

@@ -32,12 +32,20 @@ class PolicyConfig(Section):
 
 
 class TrainConfig(Section):
-    """How long to train (``steps`` counts decisions) and what to write on the way."""
+    """How long to train (``steps`` counts decisions) and what to write on the way.
+
+    ``new_share`` replaces that of ``env`` in training: evaluation sessions hold skills that were
+    never trained on beside the new ones, so more skills without a history than the share says.
+    ``none_recall`` is the least share of the tasks that need no skill for which none is loaded; see
+    :mod:`agents.calibration`.
+    """
 
     steps: int = Field(default=300_000, ge=1)
     checkpoint_every: int = Field(default=20, ge=1)
     histogram_every: int = Field(default=10, ge=1)
     evaluate: bool = True
+    new_share: float | None = Field(default=None, ge=0, le=1)
+    none_recall: float | None = Field(default=None, ge=0, le=1)
     ppo: PPOConfig = PPOConfig()
 
 
@@ -48,7 +56,7 @@ class EvaluateConfig(Section):
     seeds: int = Field(default=8, ge=2)
     sessions: int = Field(default=96, ge=2)
     tune_sessions: int = Field(default=64, ge=2)
-    first_seed: int = 10_000
+    first_seed: int = Field(default=10_000, ge=2)  # those just before serve to tune
 
 
 class RunConfig(Section):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,57 +49,42 @@ class Interval:
 
 
 def student_t(freedom: int) -> float:
-    """97.5 % quantile of Student's t (Hill, 1970, by the expansion around the normal quantile)."""
-    z, n = 1.959963984540054, freedom
-    if n <= 2:
-        return {1: 12.706204736, 2: 4.302652730}[n]
-    terms = (
-        z,
-        (z**3 + z) / (4 * n),
-        (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2),
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * n**3),
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / (92160 * n**4),
-    )
-    return sum(terms)
+    """97.5 % quantile of Student's t, by bisection of the angle atan(t / sqrt(freedom))."""
+    low, high = 0.0, math.pi / 2
+    for _ in range(60):
+        angle = (low + high) / 2
+        low, high = (angle, high) if _within(angle, freedom) < 0.95 else (low, angle)
+    return math.sqrt(freedom) * math.tan(low)
 
 
-class Tally:
-    """Collects what one agent does in one batch of sessions."""
+def _within(angle: float, freedom: int) -> float:
+    """P(|T| <= sqrt(freedom) tan(angle)) (Abramowitz and Stegun, 1964, 26.7.3 and 26.7.4)."""
+    odd = freedom % 2
+    term, total = math.cos(angle) ** odd, 0.0
+    for power in range(odd, freedom - 1, 2):
+        total += term
+        term *= math.cos(angle) ** 2 * (power + 1) / (power + 2)
+    inner = math.sin(angle) * total
+    return 2 / math.pi * (angle + inner) if odd else inner
 
-    def __init__(self, driver: Driver, seen: NDArray[np.bool_]) -> None:
-        self._driver, self._seen = driver, seen
-        self._rows: list[dict[str, NDArray[Any]]] = []
 
-    def add(self, rows: Mapping[str, NDArray[Any]]) -> None:
-        """Note one step of all sessions; arrays (B,)."""
-        self._rows.append(dict(rows))
+def begin(agent: Agent, config: EnvConfig, seed: int, sessions: int) -> Driver:
+    """New sessions for ``agent``, the same for every agent with the same ``seed``."""
+    driver = Driver(config.model_copy(update={"slots": agent.slots}), sessions)
+    generators = [np.random.default_rng([seed, i]) for i in range(sessions)]
+    driver.sessions.reset(np.arange(sessions), generators)
+    return driver
 
-    def metrics(self) -> Metrics:
-        """Means over the tasks that were served; groups by suffix."""
-        all_rows = {k: np.concatenate([r[k] for r in self._rows]) for k in self._rows[0]}
-        rows = {k: v[all_rows["alive"]] for k, v in all_rows.items()}
-        needed, empty, right = rows["needed"], rows["empty"], rows["none_right"]
-        tasks = self._driver.config.horizon * self._driver.sessions.count
-        result = {
-            "return": float(rows["reward"].sum() / tasks),
-            "success": _mean(rows["success"]),
-            "utility": _mean(rows["reward"]),
-            "tokens": _mean(rows["tokens"]),
-            "skills_per_task": _mean(rows["skills"]),
-            "none_recall": _mean(empty[~needed]),
-            "none_precision": _mean(right[empty]),
-            "hit_at_1": _mean(rows["hit"][needed]),
-            "recall_at_5": _mean(rows["recall"][needed]),
-            "regret": _mean(rows["regret"]),
-        }
-        for group, which in (("seen", rows["seen"]), ("new", needed & ~rows["seen"])):
-            for name, column in (
-                ("utility", "reward"),
-                ("success", "success"),
-                ("hit_at_1", "hit"),
-            ):
-                result[f"{name}/{group}"] = _mean(rows[column][which & needed])
-        return result
+
+def earn(agent: Agent, config: EnvConfig, seed: int, sessions: int) -> float:
+    """The metric ``return`` of :func:`play`, without the work for the others."""
+    driver, alive, total = begin(agent, config, seed, sessions), np.ones(sessions, bool), 0.0
+    for _ in range(config.horizon):
+        picks = agent.act(driver.observe(), driver).picks
+        step = driver.step(subset.to_mask(picks, config.candidates))
+        total += float(step.reward[alive].sum(dtype=np.float64))
+        alive &= ~(step.terminated | step.truncated)
+    return total / (config.horizon * sessions)
 
 
 def play(agent: Agent, config: EnvConfig, seed: int, sessions: int) -> Metrics:
@@ -108,61 +93,76 @@ def play(agent: Agent, config: EnvConfig, seed: int, sessions: int) -> Metrics:
     Metrics are means over tasks. ``return`` counts a task that a spent budget left undone as 0,
     ``utility`` leaves it out. ``none_recall``: share of the tasks made for no skill for which none
     was loaded; ``none_precision``: share of the empty choices that the oracle would have made too.
-    ``regret``: expected reward of the oracle's choice less that of the agent's. ``/new``: tasks
-    made for a skill that no training task is made for.
+    ``hit_at_1``, ``recall_at_5``: of the ranking, over tasks made for a skill; any look-alike
+    counts as the skill. ``regret``: expected reward of the oracle's choice less that of the
+    agent's. ``/new``: tasks made for a skill that no training task is made for; ``/seen``: the
+    other tasks made for skills.
     """
-    driver = Driver(config.model_copy(update={"slots": agent.slots}), sessions)
-    generators = [np.random.default_rng([seed, i]) for i in range(sessions)]
-    driver.sessions.reset(np.arange(sessions), generators)
-    pool = driver.pool
-    seen = pool.relevant[pool.split == "train"].any(0)
-    tally, oracle = Tally(driver, seen), Oracle()
-    alive = np.ones(sessions, bool)
+    driver = begin(agent, config, seed, sessions)
+    oracle, alive = Oracle(), np.ones(sessions, bool)
+    steps: list[dict[str, NDArray[Any]]] = []
     for _ in range(config.horizon):
         obs = driver.observe()
         choice, best = agent.act(obs, driver), oracle.act(obs, driver)
-        task = driver.sessions.task
-        relevant = pool.relevant[task[:, None], driver.sessions.slot_skills()]
-        ranked = np.take_along_axis(relevant, choice.ranking, 1)
-        gained = expected(driver, obs, choice.picks)
-        step = driver.step(subset.to_mask(choice.picks, config.candidates))
-        empty: NDArray[Any] = np.all(step.picks < 0, axis=1)
-        none_right: NDArray[Any] = np.all(best.picks < 0, axis=1)
-        tally.add(
-            {
-                "alive": alive.copy(),
-                "reward": step.reward.astype(np.float64),
-                "success": step.outcomes.success.astype(np.float64),
-                "tokens": step.outcomes.tokens,
-                "skills": (step.picks >= 0).sum(1),
-                "empty": empty,
-                "needed": pool.topic[task] >= 0,
-                "none_right": none_right,
-                "hit": ranked[:, 0],
-                "recall": _recall(pool.relevant[task], pool.origin, driver, choice.ranking[:, :5]),
-                "regret": np.maximum(expected(driver, obs, best.picks) - gained, 0),
-                "seen": np.where(pool.topic[task] >= 0, seen[pool.topic[task]], False),
-            }
-        )
+        about = _about(driver, choice.ranking)
+        action = subset.to_mask(choice.picks, config.candidates)
+        gained = expected(driver, obs, driver.picks(action)[0])
+        regret = expected(driver, obs, np.sort(best.picks, 1)) - gained
+        step = driver.step(action)
+        about |= {
+            "reward": step.reward.astype(np.float64),
+            "success": step.outcomes.success.astype(np.float64),
+            "tokens": step.outcomes.tokens,
+            "skills": (step.picks >= 0).sum(1),
+            "empty": step.picks.max(1) < 0,
+            "best_empty": best.picks.max(1) < 0,
+            "regret": regret,
+        }
+        steps.append({name: values[alive] for name, values in about.items()})
         alive &= ~(step.terminated | step.truncated)
-    return tally.metrics()
+    rows = {name: np.concatenate([step[name] for step in steps]) for name in steps[0]}
+    return _metrics(rows, config.horizon * sessions)
 
 
-def _recall(
-    relevant: NDArray[np.bool_],
-    origin: NDArray[np.int64],
-    driver: Driver,
-    top: NDArray[np.int64],
-) -> Floats:
-    """Share of the needed skills that stand among the ``top`` slots (B, n), twins counting once."""
-    skills = np.take_along_axis(driver.sessions.slot_skills(), top, 1)
+def _about(driver: Driver, ranking: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    """What the current tasks need, and how well ``ranking`` (B, M) finds it; arrays (B,)."""
+    pool, s = driver.pool, driver.sessions
+    relevant = pool.relevant[s.task]
+    trained = pool.relevant[pool.split == "train"].any(0)
+    rows, order = np.arange(s.count)[:, None], ranking[:, :5]
+    skills = s.slot_skills()[rows, order]
+    fits = relevant[rows, skills] & s.slot_present()[rows, order]
     found = np.zeros_like(relevant)
-    fits = np.take_along_axis(relevant, skills, 1)
-    rows = np.broadcast_to(np.arange(len(top))[:, None], top.shape)
-    found[rows[fits], origin[skills[fits]]] = True
-    needed = (relevant & (origin == np.arange(len(origin)))).sum(1)
-    share: Floats = found.sum(1) / np.maximum(needed, 1)
-    return share
+    found[np.nonzero(fits)[0], pool.origin[skills[fits]]] = True
+    needed = (relevant & (pool.origin == np.arange(len(pool.origin)))).sum(1)
+    return {
+        "needed": needed > 0,
+        "new": (relevant & ~trained).any(1),
+        "hit": fits[:, 0],
+        "recall": found.sum(1) / np.maximum(needed, 1),
+    }
+
+
+def _metrics(rows: Mapping[str, NDArray[Any]], tasks: int) -> Metrics:
+    """Metrics of the tasks served, one row each, of ``tasks`` planned."""
+    needed, empty, new = rows["needed"], rows["empty"], rows["new"]
+    result = {
+        "return": float(rows["reward"].sum() / tasks),
+        "success": _mean(rows["success"]),
+        "utility": _mean(rows["reward"]),
+        "tokens": _mean(rows["tokens"]),
+        "skills_per_task": _mean(rows["skills"]),
+        "none_recall": _mean(empty[~needed]),
+        "none_precision": _mean(rows["best_empty"][empty]),
+        "hit_at_1": _mean(rows["hit"][needed]),
+        "recall_at_5": _mean(rows["recall"][needed]),
+        "regret": _mean(rows["regret"]),
+    }
+    columns = {"utility": "reward", "success": "success", "hit_at_1": "hit"}
+    for group, members in (("seen", needed & ~new), ("new", new)):
+        for name, column in columns.items():
+            result[f"{name}/{group}"] = _mean(rows[column][members])
+    return result
 
 
 def _mean(values: NDArray[Any]) -> float:
@@ -175,34 +175,33 @@ def tune(name: str, config: RunConfig) -> Agent:
     The level is searched over quantiles of the best slot's score with one skill, then k.
     """
     slots, score = TUNED[name]
-    env = config.environment(split="train", slots=slots)
+    env = config.environment(split="train")
     seed, sessions = config.evaluate.first_seed - 1, config.evaluate.tune_sessions
 
+    def baseline(level: float, k: int) -> Threshold:
+        return Threshold(name, slots, score, level, k)
+
     def earned(level: float, k: int) -> float:
-        return play(Threshold(name, slots, score, level, k), env, seed, sessions)["return"]
+        return earn(baseline(level, k), env, seed, sessions)
 
-    driver = Driver(env, sessions)
-    driver.sessions.reset(
-        np.arange(sessions), [np.random.default_rng([seed, i]) for i in range(sessions)]
-    )
-    obs = driver.observe()
+    obs = begin(baseline(0, 1), env, seed, sessions).observe()
     best = np.where(obs["action_mask"], score(obs["features"]), -np.inf).max(1)
-    levels = np.quantile(best[np.isfinite(best)], np.linspace(0.05, 0.95, 10))
-    level = float(max(levels, key=lambda value: earned(float(value), 1)))
+    levels = np.quantile(best[np.isfinite(best)], np.linspace(0.05, 0.95, 10)).tolist()
+    level = max(levels, key=lambda value: earned(value, 1))
     sizes = range(1, config.env.max_skills + 1)
-    return Threshold(name, slots, score, level, max(sizes, key=lambda k: earned(level, k)))
+    return baseline(level, max(sizes, key=lambda k: earned(level, k)))
 
 
-def line_up(config: RunConfig, weights: Mapping[str, NDArray[Any]] | None) -> list[Agent]:
-    """All agents of a comparison; the learned one only with ``weights``."""
-    agents: list[Agent] = [
-        baselines.NoSkills(),
-        baselines.Random(np.random.default_rng(config.evaluate.first_seed)),
-        *(tune(name, config) for name in TUNED),
-    ]
+def line_up(config: RunConfig, weights: Mapping[str, NDArray[Any]] | None) -> Iterator[Agent]:
+    """All agents of a comparison, made when asked for; the learned one only with ``weights``."""
+    yield baselines.NoSkills()
+    yield baselines.Random(np.random.default_rng(config.evaluate.first_seed))
+    for name in TUNED:
+        yield tune(name, config)
     if weights is not None:
-        agents.append(baselines.Learned(weights))
-    return [*agents, baselines.Informed(), baselines.Oracle()]
+        yield baselines.Learned(weights)
+    yield baselines.Informed()
+    yield Oracle()
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,10 +228,13 @@ class Comparison:
         return max(names, key=lambda name: self.interval(name, metric).mean)
 
     def closed(self, agent: str) -> float:
-        """Share of the gap in return, from the best such baseline to the oracle, that is closed."""
+        """Share of the gap in return, from the best such baseline to the oracle, that is closed.
+
+        NaN where there is no gap.
+        """
         low = self.interval(self.best_baseline(), "return").mean
         gap = self.interval("oracle", "return").mean - low
-        return (self.interval(agent, "return").mean - low) / gap
+        return (self.interval(agent, "return").mean - low) / gap if gap else math.nan
 
     def to_json(self) -> dict[str, Any]:
         """The comparison as JSON values; NaN becomes null."""
@@ -246,7 +248,7 @@ class Comparison:
             "episodes": self.episodes,
             "agents": agents,
             "best_baseline": self.best_baseline(),
-            "gap_closed": {name: self.closed(name) for name in self.runs},
+            "gap_closed": {name: _number(self.closed(name)) for name in self.runs},
         }
         if "learned" in self.runs:
             names = [self.best_baseline(), "evidence"]
@@ -260,7 +262,9 @@ class Comparison:
         for agent in self.runs:
             cells = [self.interval(agent, name) for name in shown]
             text = "".join(_cell(name, cell) for name, cell in zip(shown, cells, strict=True))
-            lines.append(f"{agent:10s}{text}{self.closed(agent):12.0%}")
+            closed = self.closed(agent)
+            share = "-" if math.isnan(closed) else f"{closed:.0%}"
+            lines.append(f"{agent:10s}{text}{share:>13s}")
         return "\n".join(lines)
 
 
@@ -273,8 +277,26 @@ def _cell(metric: str, interval: Interval) -> str:
 
 
 def _json(interval: Interval) -> dict[str, float | None]:
-    values = {"mean": interval.mean, "low": interval.low, "high": interval.high}
-    return {k: None if math.isnan(v) else v for k, v in values.items()}
+    return {bound: _number(getattr(interval, bound)) for bound in ("mean", "low", "high")}
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def held_out(config: RunConfig, split: str | None = None) -> EnvConfig:
+    """The environment on ``split`` (by default the configured one), sure to be playable.
+
+    Raises:
+        ConfigError: the split is that of training, or the sessions do not fit it.
+        SuiteError: the suite has no such split.
+    """
+    split = split or config.evaluate.split
+    if split == "train":
+        raise ConfigError("the train split is for training; evaluate on validation or test")
+    env = config.environment(split=split)
+    Driver(env, 1)
+    return env
 
 
 def compare(
@@ -286,16 +308,14 @@ def compare(
     """Play every agent on ``split`` (by default the configured one) in the same worlds.
 
     Raises:
-        ConfigError: the split is that of training.
+        ConfigError: the split is that of training, or the sessions do not fit it.
+        SuiteError: the suite has no such split.
     """
-    split = split or config.evaluate.split
-    if split == "train":
-        raise ConfigError("the train split is for training; evaluate on validation or test")
-    env, e = config.environment(split=split), config.evaluate
+    env, e = held_out(config, split), config.evaluate
     runs: dict[str, list[Metrics]] = {}
     for agent in line_up(config, weights):
         if progress is not None:
             progress(agent.name)
         seeds = range(e.first_seed, e.first_seed + e.seeds)
         runs[agent.name] = [play(agent, env, seed, e.sessions) for seed in seeds]
-    return Comparison(config.suite.path, split, e.seeds * e.sessions, runs)
+    return Comparison(config.suite.path, env.split, e.seeds * e.sessions, runs)

@@ -16,10 +16,12 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 import letta_gym
+from agents.calibration import calibrated
 from agents.chart import Row, interval_chart
 from agents.checkpoint import load_checkpoint, save_checkpoint
 from agents.config import RunConfig
-from agents.evaluation import Comparison, compare
+from agents.evaluation import Comparison, compare, held_out
+from agents.interrupt import HeldInterrupt
 from agents.ppo import PPO, Metrics
 from agents.skill_policy import SkillPolicy
 from agents.tensorboard import TensorBoard
@@ -83,20 +85,24 @@ class Run:
         resume: continue from the folder's checkpoint.
 
     Raises:
-        ConfigError: the folder holds another run and ``resume`` is false.
+        ConfigError: the folder holds another run and ``resume`` is false, or the run could not be
+            evaluated at its end.
         CheckpointError: there is nothing to resume, or it belongs to another configuration.
+        SuiteError: the suite is malformed, or lacks the split of the evaluation.
     """
 
     def __init__(self, config: RunConfig, folder: Path, *, resume: bool = False) -> None:
         self.config, self.folder = config, folder
-        checkpoint = folder / CHECKPOINT
-        saved = self._saved(checkpoint) if resume else None
-        if not resume and checkpoint.exists():
+        saved = self._saved() if resume else None
+        if not resume and any((folder / name).exists() for name in (CHECKPOINT, POLICY, SUMMARY)):
             raise ConfigError(
                 f"{folder} holds a run already; continue it with --resume, or choose another "
                 "--run-dir"
             )
-        env_config = config.environment(split="train")
+        if config.train.evaluate:
+            held_out(config)
+        changes = {} if config.train.new_share is None else {"new_share": config.train.new_share}
+        env_config = config.environment(split="train", **changes)
         self.env = SkillSelectionVectorEnv(config.train.ppo.num_envs, **env_config.model_dump())
         rng = np.random.default_rng(config.seed)
         self.model = SkillPolicy(
@@ -107,6 +113,7 @@ class Run:
             threshold=config.policy.threshold,
         )
         self.meter = SelectionMeter()
+        self._policy: tuple[int, Policy] | None = None
         self.ppo = PPO(
             self.env,
             self.model,
@@ -120,47 +127,61 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / CONFIG, dump(config).encode())
 
-    def _saved(self, checkpoint: Path) -> dict[str, Any]:
+    def _saved(self) -> dict[str, Any]:
+        checkpoint = self.folder / CHECKPOINT
         if not checkpoint.exists():
             raise CheckpointError(
                 f"there is no checkpoint at {checkpoint}; start the run without --resume"
             )
         saved = load_checkpoint(checkpoint)
-        theirs, mine = saved["config"], _deciding(self.config)
-        if theirs != mine:
-            different = [key for key in mine if mine[key] != theirs.get(key)]
+        theirs, mine = _flat(saved.get("config", {})), _flat(_deciding(self.config))
+        different = [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]
+        if different:
+            changes = (f"{key} is {mine.get(key)}, was {theirs.get(key)}" for key in different)
             raise CheckpointError(
-                f"the checkpoint was made with other values of {different}; restore them, or "
-                "start a new run in another folder"
+                f"{checkpoint} belongs to another configuration: {'; '.join(changes)}. Restore the "
+                "old values, or start a new run in another folder"
             )
         return saved
 
     def train(self) -> float:
-        """Train to the end; returns the seconds it took."""
-        start = time.perf_counter()
+        """Train to the end; returns the seconds it took.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C came. The update at hand is done and saved, so that a resumed
+                run ends with the same bits.
+        """
+        start, steps = time.perf_counter(), self.config.train.steps
+        done = self.ppo.global_step
         with (
             threadpool_limits(1),
-            TensorBoard(self.folder, purge_step=self.ppo.global_step or None) as board,
+            HeldInterrupt() as interrupt,
+            # What is in the folder beyond the checkpoint will be done again, and show once.
+            TensorBoard(self.folder, purge_step=done + 1 if done else 0) as board,
             tqdm(
-                total=self.config.train.steps,
-                initial=self.ppo.global_step,
+                total=steps,
+                initial=min(done, steps),
                 unit="task",
                 unit_scale=True,
                 disable=None,
                 file=sys.stderr,
             ) as bar,
         ):
-            if not self.ppo.global_step:
+            if not done:
                 board.text("config", f"```yaml\n{dump(self.config)}```", 0)
-            self.ppo.train(callback=lambda metrics: self._report(metrics, board, bar))
+            while self.ppo.global_step < steps and not interrupt.came:
+                self.ppo.collect()
+                self._report(self.ppo.update(), board, bar)
             self.save_checkpoint()
+        if interrupt.came:
+            raise KeyboardInterrupt
         return time.perf_counter() - start
 
     def _report(self, metrics: Metrics, board: TensorBoard, bar: tqdm[Any]) -> None:
         step, ppo = self.ppo.global_step, self.ppo
         selection = self.meter.flush()
         board.scalars(metrics | selection, step)
-        if ppo.num_updates % self.config.train.histogram_every == 1:
+        if (ppo.num_updates - 1) % self.config.train.histogram_every == 0:
             for name, weights in self.model.parameters.items():
                 board.histogram(f"weights/{name}", weights, step)
                 board.histogram(f"gradients/{name}", self.model.parameters.gradients[name], step)
@@ -180,11 +201,16 @@ class Run:
         save_checkpoint(path, {"config": _deciding(self.config), "ppo": self.ppo.state()})
 
     def policy(self) -> Policy:
-        """The trained policy, with averaged weights if they are kept."""
+        """The policy as trained so far: averaged weights if they are kept, calibrated."""
+        if self._policy is None or self._policy[0] != self.ppo.global_step:
+            self._policy = self.ppo.global_step, self._export()
+        return self._policy[1]
+
+    def _export(self) -> Policy:
         vectors = self.env.driver.pool.suite.vectors
         assert vectors is not None
         return Policy(
-            weights=self.ppo.parameters.as_dict(),
+            weights=calibrated(self.ppo.parameters.as_dict(), self.config),
             evidence=self.config.evidence,
             retrieval=self.config.retrieval,
             token_price=self.config.env.token_price / 1000,
