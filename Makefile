@@ -29,7 +29,8 @@ export TASK
 
 install: $(VENV)/.light ## install the light package (no torch) into .venv
 
-train: $(VENV)/.light ## train on the offline mock, into runs/mock
+train: $(VENV)/.light ## train on the offline mock, into runs/mock (an earlier run is kept)
+	@if [ -d runs/mock ]; then mv runs/mock "runs/mock-$$(date +%Y%m%d-%H%M%S)"; fi
 	$(BIN)/python train.py --config configs/mock.yaml --run-dir runs/mock
 
 evaluate: $(VENV)/.light $(POLICY) ## compare the trained policy with the baselines

@@ -1,0 +1,76 @@
+"""Writes the parts of the documentation that the code knows best: ``python -m docs.build``.
+
+A part stands between the marks ``<!-- NAME:start -->`` and ``<!-- NAME:end -->``. A test asserts
+that the files are what this module would write.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from letta_gym.envs.checks import CHECKS_SINGLE, CHECKS_VECTOR
+from letta_gym.files import write_atomically
+from letta_gym.selection.observation import CONTEXT, FEATURES, Column
+
+DOCS = Path(__file__).parent
+
+
+def columns(table: Sequence[Column]) -> str:
+    """A Markdown table of observation columns, in their order."""
+    lines = ["| # | column | low | high | from | meaning |", "|--:|---|--:|--:|---|---|"]
+    lines += [
+        f"| {i} | `{c.name}` | {c.low:g} | {c.high:g} | {c.source} | {c.meaning} |"
+        for i, c in enumerate(table)
+    ]
+    return "\n".join(lines)
+
+
+def checks(functions: Iterable[Callable[..., None]]) -> str:
+    """A Markdown list of checks, each with its sentence."""
+    lines = []
+    for function in functions:
+        sentence = (function.__doc__ or "").split("\n\n")[0]
+        lines.append(f"- `{function.__name__}`: {' '.join(sentence.replace('``', '`').split())}")
+    return "\n".join(lines)
+
+
+GENERATED: Mapping[str, Mapping[str, Callable[[], str]]] = {
+    "environment.md": {
+        "features": lambda: columns(FEATURES),
+        "context": lambda: columns(CONTEXT),
+        "checks-single": lambda: checks(CHECKS_SINGLE),
+        "checks-vector": lambda: checks(CHECKS_VECTOR),
+    },
+}
+"""File of this folder -> name of a part -> what makes it."""
+
+
+def built(name: str, text: str) -> str:
+    """``text`` of the file ``name`` with every generated part made anew.
+
+    Raises:
+        ValueError: a part does not stand in the text exactly once.
+    """
+    for part, make in GENERATED[name].items():
+        marks = re.compile(f"(<!-- {part}:start -->\n).*?(<!-- {part}:end -->)", re.DOTALL)
+        text, found = marks.subn(rf"\g<1>{_literal(make())}\n\g<2>", text)
+        if found != 1:
+            raise ValueError(f"{name} must hold the marks of {part!r} once; found {found}")
+    return text
+
+
+def _literal(text: str) -> str:
+    return text.replace("\\", "\\\\")
+
+
+def main() -> None:
+    """Write every file that has generated parts."""
+    for name in GENERATED:
+        path = DOCS / name
+        write_atomically(path, built(name, path.read_text(encoding="utf-8")).encode())
+
+
+if __name__ == "__main__":
+    main()
