@@ -13,6 +13,7 @@ from agents.config import RunConfig, read
 from agents.evaluation import compare
 from letta_gym.errors import ConfigError, LettaGymError
 from letta_gym.files import write_atomically
+from letta_gym.selection import bilinear
 from letta_gym.selection.policy import Policy
 
 
@@ -57,6 +58,7 @@ def checked(path: str, config: RunConfig) -> Policy:
     assert vectors is not None
     pairs = {
         "env.token_price (per token)": (policy.token_price, config.env.token_price / 1000),
+        "policy.bilinear": (bilinear.rank(policy.weights), config.policy.bilinear),
         "suite.path (its vectors)": (str(policy.embedder), str(vectors.identity)),
     }
     for section in ("evidence", "retrieval"):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from agents.actor_critic import Observation
 from letta_gym.envs.glue import Driver
-from letta_gym.selection import network, subset
+from letta_gym.selection import bilinear, network, subset
 from letta_gym.selection.network import Weights
 from letta_gym.selection.observation import FEATURE
 
@@ -123,6 +123,8 @@ class Learned:
         """The most likely picks."""
         mask = obs["action_mask"].astype(bool)
         logits, _, _ = network.forward(self.weights, obs["features"], obs["context"], mask)
+        if bilinear.rank(self.weights):
+            bilinear.add(self.weights, logits, (obs["task"], obs["skills"]))
         picks = subset.greedy(logits, driver.config.max_skills)
         return Choice(picks, np.argsort(-logits[:, :-1], 1, kind="stable"))
 

@@ -24,11 +24,15 @@ class SuiteConfig(Section):
 
 
 class PolicyConfig(Section):
-    """The network: its width, and the closed form that it starts as."""
+    """The network: its width, and the closed form that it starts as.
+
+    ``bilinear`` is the rank of the term on the vectors, see :mod:`letta_gym.selection.bilinear`.
+    """
 
     hidden: int = Field(default=32, ge=1)
     sharpness: float = Field(default=30.0, gt=0)
     threshold: float = 0.03
+    bilinear: int = Field(default=0, ge=0)
 
 
 class TrainConfig(Section):
@@ -73,11 +77,14 @@ class RunConfig(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
 
     def environment(self, **changes: Any) -> EnvConfig:
-        """The environment's configuration, compact observations, with ``changes`` to its fields."""
+        """The environment's configuration with ``changes`` to its fields.
+
+        Observations are compact unless the policy reads vectors.
+        """
         fields = {
             **self.env.model_dump(),
             "suite": self.suite.path,
-            "obs": "compact",
+            "obs": "full" if self.policy.bilinear else "compact",
             "mock": self.mock.model_dump(),
             "evidence": self.evidence.model_dump(),
             "retrieval": self.retrieval.model_dump(),

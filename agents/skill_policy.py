@@ -10,7 +10,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from agents.actor_critic import Action, Actions, Evaluation, Observation
 from agents.adam import Floats, Parameters
-from letta_gym.selection import network, subset
+from letta_gym.selection import bilinear, network, subset
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +18,7 @@ class Pass:
     """A forward pass through the network and the subset distribution."""
 
     network: network.Cache
+    bilinear: bilinear.Cache | None
     subset: subset.Evaluation
 
 
@@ -25,6 +26,7 @@ class SkillPolicy:
     """Actor-critic over ``features``, ``context`` and ``action_mask`` of the observation.
 
     Actions are ordered picks, int, shape (B, k), padded with -1; the environment takes the set.
+    With a rank, the bilinear term reads the vectors ``task`` and ``skills`` of the observation too.
     """
 
     parameters: Parameters
@@ -37,15 +39,18 @@ class SkillPolicy:
         hidden: int = 32,
         sharpness: float = 30.0,
         threshold: float = 0.03,
+        rank: int = 0,
+        dimension: int = 0,
         dtype: DTypeLike = np.float32,
     ) -> None:
         weights = network.initial(rng, hidden, sharpness, threshold)
+        weights |= bilinear.initial(rng, rank, dimension)
         self.parameters = Parameters.from_arrays(weights, dtype)
         self.max_skills = max_skills
 
     def act(self, obs: Observation, rng: np.random.Generator, *, greedy: bool = False) -> Action:
         """Draw picks for each row, or take the most likely at each step."""
-        logits, value, _ = self._forward(obs)
+        logits, value, *_ = self._forward(obs)
         k = self.max_skills
         picks = subset.greedy(logits, k) if greedy else subset.sample(logits, k, rng)
         return Action(picks, subset.log_prob(logits, picks), value)
@@ -60,9 +65,9 @@ class SkillPolicy:
 
     def evaluate(self, obs: Observation, action: Actions) -> Evaluation[Pass]:
         """Log-probability, entropy and value of recorded picks."""
-        logits, value, cache = self._forward(obs)
+        logits, value, cache, term = self._forward(obs)
         result = subset.evaluate(logits, action)
-        return Evaluation(result.log_prob, result.entropy, value, Pass(cache, result))
+        return Evaluation(result.log_prob, result.entropy, value, Pass(cache, term, result))
 
     def backward(
         self,
@@ -73,17 +78,26 @@ class SkillPolicy:
     ) -> None:
         """Overwrite ``parameters.grad``."""
         dlogits = subset.backward(evaluation.cache.subset, dlog_prob, dentropy)
-        gradients = network.backward(self.parameters, evaluation.cache.network, dlogits, dvalue)
+        cache = evaluation.cache
+        gradients = network.backward(self.parameters, cache.network, dlogits, dvalue)
+        if cache.bilinear is not None:
+            gradients |= bilinear.backward(cache.bilinear, dlogits)
         for name, gradient in gradients.items():
             self.parameters.gradients[name][...] = gradient
 
-    def _forward(self, obs: Observation) -> tuple[Floats, Floats, network.Cache]:
+    def _forward(
+        self, obs: Observation
+    ) -> tuple[Floats, Floats, network.Cache, bilinear.Cache | None]:
         dtype = self.parameters.flat.dtype
         features = obs["features"].astype(dtype, copy=False)
         self._slots = features.shape[1]
-        return network.forward(
+        logits, value, cache = network.forward(
             self.parameters,
             features,
             obs["context"].astype(dtype, copy=False),
             obs["action_mask"].astype(bool, copy=False),
         )
+        if not bilinear.rank(self.parameters):
+            return logits, value, cache, None
+        term = bilinear.add(self.parameters, logits, (obs["task"], obs["skills"]))
+        return logits, value, cache, term

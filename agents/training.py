@@ -111,6 +111,8 @@ class Run:
             hidden=config.policy.hidden,
             sharpness=config.policy.sharpness,
             threshold=config.policy.threshold,
+            rank=config.policy.bilinear,
+            dimension=self.env.driver.dimension,
         )
         self.meter = SelectionMeter()
         self._policy: tuple[int, Policy] | None = None

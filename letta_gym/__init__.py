@@ -5,7 +5,7 @@ The way of the data, one room a stage; arrows between rooms run downwards only:
 ===================  ==============================================================================
 ``library``          what can be chosen, and for what: skills, tasks, suites, embeddings
 ``feedback``         what outcomes teach: evidence, the outcome memory
-``selection``        the choice itself: candidates, observation, network, policy file, runtime
+``selection``        the choice itself: candidates, observation, network, policy_file, runtime
 ``letta``            who carries the task out: the backend protocol and the offline mock
 ``envs``             Gymnasium glue over the rooms above: single, vector, checks
 ===================  ==============================================================================

@@ -74,7 +74,7 @@ def test_the_file_says_what_it_is() -> None:
     header = policy().to_file({"seed": 7}, {"return": 0.5}).header
     assert header.schema_hash == schema_hash()
     assert header.columns == [column.name for column in FEATURES + CONTEXT]
-    assert header.dimensions == {"hidden": 6, "max_skills": 2, "slots": 9}
+    assert header.dimensions == {"hidden": 6, "bilinear": 0, "max_skills": 2, "slots": 9}
     assert header.provenance == {"seed": 7}
     assert header.evaluation == {"return": 0.5}
 

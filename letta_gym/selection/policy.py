@@ -15,8 +15,8 @@ from letta_gym.errors import PolicyFileError
 from letta_gym.feedback.evidence import EvidenceConfig
 from letta_gym.library.embeddings import Embedder, check_same_model
 from letta_gym.library.vectors import EmbedderIdentity
+from letta_gym.selection import bilinear, network
 from letta_gym.selection.candidates import RetrievalConfig
-from letta_gym.selection.network import shapes
 from letta_gym.selection.observation import CONTEXT, FEATURES, schema_hash
 from letta_gym.selection.policy_file import EmbedderRecord, PolicyFile, PolicyHeader
 
@@ -75,9 +75,11 @@ class Policy:
         """
         header = file.header
         hidden = max(header.dimensions.get("hidden", 0), 0)
+        rank = max(header.dimensions.get("bilinear", 0), 0)
+        expected = network.shapes(hidden) | bilinear.shapes(rank, header.embedder.dimension)
         found = {name: tensor.shape for name, tensor in file.tensors.items()}
-        if found != shapes(hidden):
-            raise PolicyFileError(f"the tensors must have the shapes {shapes(hidden)}; got {found}")
+        if found != expected:
+            raise PolicyFileError(f"the tensors must have the shapes {expected}; got {found}")
         constants = header.hyper_parameters
         try:
             return cls(
@@ -109,7 +111,12 @@ class Policy:
                 weights_sha256=self.embedder.weights_sha256,
                 dimension=self.embedder.dimension,
             ),
-            dimensions={"hidden": hidden, "max_skills": self.max_skills, "slots": self.slots},
+            dimensions={
+                "hidden": hidden,
+                "bilinear": bilinear.rank(self.weights),
+                "max_skills": self.max_skills,
+                "slots": self.slots,
+            },
             hyper_parameters={
                 "evidence": self.evidence.model_dump(mode="json"),
                 "retrieval": self.retrieval.model_dump(mode="json"),

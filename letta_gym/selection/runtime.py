@@ -19,7 +19,7 @@ from letta_gym.feedback.outcome import Outcome
 from letta_gym.library.embeddings import Embedder
 from letta_gym.library.skills import Skill, SkillLibrary
 from letta_gym.library.vectors import is_snapped, snap
-from letta_gym.selection import candidates, network, subset
+from letta_gym.selection import bilinear, candidates, network, subset
 from letta_gym.selection.explanation import Explanation, Trace, explain
 from letta_gym.selection.observation import Situation, context, features
 from letta_gym.selection.policy import Policy
@@ -244,6 +244,8 @@ class SkillSelector:
         f = features(situation, policy.evidence, policy.token_price)
         c = context(situation, f, policy.evidence)
         logits = network.logits(policy.weights, f, c, situation.mask)
+        if bilinear.rank(policy.weights):
+            bilinear.add(policy.weights, logits, (vector[None], shelf.vectors[rows][None]))
         picks, log_propensity = self._draw(logits, situation, k, explore)
         score = logits[0].tolist()
         order = sorted(_affordable(picks, situation, k), key=lambda slot: (-score[slot], slot))
