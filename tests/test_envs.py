@@ -693,12 +693,12 @@ def test_pairs_of_look_alikes_hold_exactly_one_broken_skill() -> None:
         assert len(set(here)) == len(here)
         for skill in here:
             twin = [j for j in here if j != skill and pool.origin[j] == pool.origin[skill]]
-            broken = sessions._broken[row, skill]
+            broken = sessions.world.broken[row, skill]
             if not twin:
                 assert not broken
                 continue
             pairs += 1
-            assert broken != sessions._broken[row, twin[0]]
+            assert broken != sessions.world.broken[row, twin[0]]
             assert twin[0] in pool.alike[:, skill]
     assert pairs
 

@@ -72,10 +72,8 @@ class Sessions:
         self.count = count
         n_skills, n_tasks = len(pool.ids), len(pool.topic)
         self.originals = np.flatnonzero(pool.origin == np.arange(n_skills))
-        twin = np.full(n_skills, -1)
-        for j in np.flatnonzero(pool.origin != np.arange(n_skills)):
-            twin[pool.origin[j]] = j
-        self.twin = twin[self.originals]
+        twins = np.flatnonzero(pool.origin != np.arange(n_skills))
+        self.twins = twins[np.argsort(pool.origin[twins])]
         self.width = 2 * config.installed
         B, L, T = count, self.width, config.horizon
         self.world = MockWorld(
@@ -91,18 +89,7 @@ class Sessions:
         self.outcomes = np.zeros(B, np.float32)
         self.cheapest = np.zeros(B, np.float32)
         self.ledger = Ledger(B, L, T)
-        S, H = len(self.originals), config.history[1]
-        world = {"installed": S, "popularity": S, "twin": S, "side": S, "new": n_skills}
-        world |= self.world.world_sizes()
-        episode = {"part": n_tasks, "task": T, "length": 1, "empty": 1, "past_task": H}
-        episode |= {"past_pick": H, "past_none": H, "past_load": H, "past_check": H}
-        episode |= self.world.step_sizes()
-        self._fixed = None
-        if config.world == "fixed":
-            self._fixed = Layout(world).draw([np.random.default_rng(config.world_seed)])
-            self._layout = Layout(episode)
-        else:
-            self._layout = Layout(world | episode)
+        self._lay_out(n_skills, n_tasks)
         single = pool.relevant[:, self.originals]
         self._need = single.sum(1)
         self._member = single.astype(np.float64)
@@ -110,6 +97,21 @@ class Sessions:
         self._reach = self._member[np.isin(pool.split, names)].sum(0) > 0
         self._check()
         self._desire = np.exp((pool.retrieval.astype(np.float64) - 1) / config.history_temperature)
+
+    def _lay_out(self, n_skills: int, n_tasks: int) -> None:
+        """Name the draws of a session; a fixed world makes its own once and for all."""
+        c, S, H = self.config, len(self.originals), self.config.history[1]
+        world = {"installed": S, "popularity": S, "twin": S, "side": S, "new": n_skills}
+        world |= self.world.world_sizes()
+        episode = {"part": n_tasks, "task": c.horizon, "length": 1, "empty": 1, "past_task": H}
+        episode |= {"past_pick": H, "past_none": H, "past_load": H, "past_check": H}
+        episode |= self.world.step_sizes()
+        self._fixed = None
+        if c.world == "fixed":
+            self._fixed = Layout(world).draw([np.random.default_rng(c.world_seed)])
+            self._layout = Layout(episode)
+        else:
+            self._layout = Layout(world | episode)
 
     # -- reset -------------------------------------------------------------------------------
 
@@ -120,7 +122,7 @@ class Sessions:
         if self._fixed is not None:
             draws |= {k: np.repeat(v, len(rows), 0) for k, v in self._fixed.items()}
         streamed, past = self._parts(draws["part"])
-        chosen = self._install(rows, draws)
+        chosen, broken = self._install(rows, draws)
         popular = np.zeros((len(rows), len(self.originals)))
         order = np.argsort(np.argsort(np.take_along_axis(draws["popularity"], chosen, 1), 1), 1)
         np.put_along_axis(popular, chosen, (1.0 + order) ** -c.topic_exponent, 1)
@@ -128,7 +130,6 @@ class Sessions:
         # A small stream_share may leave a session no task of its skills: then any of its split.
         weights[weights.sum(1) == 0] = p.split == c.split
         self.stream[rows] = _pick(weights, draws["task"])
-        broken = self._broken
         self.world.reset(rows, draws, broken)
         self.step_index[rows] = 0
         self.tokens_left[rows] = c.token_budget
@@ -168,25 +169,29 @@ class Sessions:
                 f"got {c.history}; for sessions without a history set history_empty=1"
             )
 
-    def _install(self, rows: Int, draws: Draws) -> Int:
+    def _install(self, rows: Int, draws: Draws) -> tuple[Int, Bool]:
+        """Fill the libraries of ``rows``.
+
+        Returns:
+            Which of the original skills are installed, (R, installed), and which skills of the
+            pool are broken: one of each pair of look-alikes, (R, N).
+        """
         c = self.config
         ease = np.where(self._reach, draws["installed"], 9.0)
         chosen = np.sort(np.argsort(ease, 1)[:, : c.installed], 1)
-        original, twin = self.originals[chosen], self.twin[chosen]
-        has_twin = (np.take_along_axis(draws["twin"], chosen, 1) < c.twin_share) & (twin >= 0)
-        skills = np.concatenate([original, np.where(twin >= 0, twin, original)], 1)
+        original, twin = self.originals[chosen], self.twins[chosen]
+        has_twin = np.take_along_axis(draws["twin"], chosen, 1) < c.twin_share
+        skills = np.concatenate([original, twin], 1)
         present = np.concatenate([np.ones_like(has_twin), has_twin], 1)
         order = np.argsort(skills, 1, kind="stable")
         self.skills[rows] = np.take_along_axis(skills, order, 1)
         self.present[rows] = np.take_along_axis(present, order, 1)
-        new = np.take_along_axis(draws["new"], self.skills[rows], 1) < c.new_share
-        self.new[rows] = new
+        self.new[rows] = np.take_along_axis(draws["new"], self.skills[rows], 1) < c.new_share
         side = np.take_along_axis(draws["side"], chosen, 1) < 0.5
-        self._broken = np.zeros((len(rows), len(self.pool.ids)), bool)
-        r = np.arange(len(rows))[:, None]
-        self._broken[r, original] = has_twin & side
-        self._broken[r, np.where(twin >= 0, twin, original)] |= has_twin & ~side
-        return chosen
+        broken = np.zeros((len(rows), len(self.pool.ids)), bool)
+        np.put_along_axis(broken, original, has_twin & side, 1)
+        np.put_along_axis(broken, twin, has_twin & ~side, 1)
+        return chosen, broken
 
     def _task_weights(self, popular: NDArray[np.float64], allowed: Bool) -> NDArray[np.float64]:
         """Probability of each task in each session, shape (R, T)."""

@@ -78,7 +78,10 @@ class MockWorld:
     """
 
     STATE = frozenset(
-        ["gain", "harm", "mismatch", "base", "per_task", "load_draw", "check_draw", "step"]
+        [
+            *("gain", "harm", "mismatch", "broken", "base", "per_task"),
+            *("load_draw", "check_draw", "step"),
+        ]
     )
 
     def __init__(
@@ -98,6 +101,7 @@ class MockWorld:
         self.gain = np.zeros((sessions, n_skills), np.float32)
         self.harm = np.zeros((sessions, n_skills), np.float32)
         self.mismatch = np.zeros((sessions, n_skills), np.float32)
+        self.broken = np.zeros((sessions, n_skills), bool)
         self.base = np.zeros((sessions, n_tasks), np.float32)
         self.per_task = np.zeros((sessions, n_tasks), np.float32)
         self.load_draw = np.zeros((sessions, horizon, max_skills))
@@ -132,6 +136,7 @@ class MockWorld:
         gain = np.where(mild, between(c.mild_gain, amount), 0)
         gain = np.where(strong, between(c.strong_gain, amount), gain)
         harm = np.where(harmful, between(c.harm, amount), 0)
+        self.broken[rows] = broken
         self.gain[rows] = np.where(broken, 0, gain)
         self.harm[rows] = np.where(broken, between(c.broken_harm, draws["broken_harm"]), harm)
         self.mismatch[rows] = between(c.mismatch_harm, draws["mismatch"])
