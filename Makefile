@@ -61,6 +61,7 @@ format: $(VENV)/.dev ## put style and format right
 figures: $(VENV)/.light ## measure the figures that the documentation shows
 	$(BIN)/python -m benchmarks.mock
 	$(BIN)/python -m benchmarks.runtime
+	@echo; $(BIN)/python -m benchmarks.figures
 
 clean: ## remove build products and caches (keeps .venv and runs)
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

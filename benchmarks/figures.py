@@ -1,4 +1,7 @@
-"""The one form in which every benchmark prints and keeps its figures."""
+"""The one form in which every benchmark prints and keeps its figures.
+
+``python -m benchmarks.figures`` prints all that were kept, in one table.
+"""
 
 from __future__ import annotations
 
@@ -48,13 +51,7 @@ def report(name: str, figures: Mapping[str, Figure], packages: tuple[str, ...] =
         figures: by a key that names quantity and unit.
         packages: distributions, besides NumPy, whose versions matter.
     """
-    width = max(len(key) for key in figures)
-    print(f"{'figure':{width}s}  {'value':>12s}  {'target':>10s}  holds")
-    for key, figure in figures.items():
-        number = isinstance(figure.value, float)
-        value = f"{figure.value:.4g}" if number else str(figure.value)
-        holds = {None: "", True: "yes", False: "NO"}[figure.holds]
-        print(f"{key:{width}s}  {value:>12s}  {figure.target or '':>10s}  {holds}")
+    print(table(figures))
     content = {
         "command": f"python -m benchmarks.{name}",
         "machine": machine(),
@@ -65,6 +62,26 @@ def report(name: str, figures: Mapping[str, Figure], packages: tuple[str, ...] =
     path.parent.mkdir(exist_ok=True)
     write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
     return path
+
+
+def table(figures: Mapping[str, Figure]) -> str:
+    """The figures as text, one a line."""
+    width = max(len(key) for key in figures)
+    lines = [f"{'figure':{width}s}  {'value':>12s}  {'target':>10s}  holds"]
+    for key, figure in figures.items():
+        value = f"{figure.value:.4g}" if isinstance(figure.value, float) else str(figure.value)
+        holds = {None: "", True: "yes", False: "NO"}[figure.holds]
+        lines.append(f"{key:{width}s}  {value:>12s}  {figure.target or '':>10s}  {holds}")
+    return "\n".join(lines)
+
+
+def kept() -> dict[str, Figure]:
+    """Every figure that was measured last, as ``benchmark/key``."""
+    return {
+        f"{path.stem}/{key}": Figure(**figure)
+        for path in sorted(RESULTS.glob("*.json"))
+        for key, figure in json.loads(path.read_text(encoding="utf-8"))["figures"].items()
+    }
 
 
 def machine() -> str:
@@ -82,3 +99,7 @@ def versions(packages: tuple[str, ...]) -> dict[str, str]:
     """Versions of Python, letta-gym, NumPy and ``packages``."""
     own = {"python": platform.python_version(), "letta-gym": letta_gym.__version__}
     return own | {package: metadata.version(package) for package in ("numpy", *packages)}
+
+
+if __name__ == "__main__":
+    print(table(kept()))
