@@ -311,7 +311,7 @@ def test_a_session_does_not_depend_on_which_others_are_stepped() -> None:
 
 
 def test_every_array_of_a_world_that_changes_is_part_of_its_state() -> None:
-    worlds = [make_world(MockConfig(), 3, horizon=2, seed=seed) for seed in (0, 1)]
+    worlds = [make_world(MockConfig(), 3, horizon=2, seed=seed, broken=(seed,)) for seed in (0, 1)]
     run(worlds[1], 0, (1,))
     changed = {
         name
