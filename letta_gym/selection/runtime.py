@@ -217,7 +217,7 @@ class SkillSelector:
                 "Record it again with those of the chosen skills that the agent loaded"
             )
         del self._pending[decision_id]
-        if not outcome.evidence:
+        if not outcome.evidence or outcome.success is None:
             return
         cost = sum(chosen[i].tokens for i in loaded) if outcome.tokens is None else outcome.tokens
         pending.session.tokens_left = max(pending.session.tokens_left - cost, 0.0)
