@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from letta_gym.feedback.evidence import (
     Evidence,
     EvidenceConfig,
+    Judgement,
     alone_rate,
     failure_penalty,
     fit,
@@ -48,7 +48,7 @@ def random_evidence(shape: tuple[int, ...], seed: int = 0) -> Evidence:
     success = np.where(wins > 0, rng.random(shape), 0)
     masses = rng.random((4, *shape)) * 20
     parts = [success, rng.random(shape), *masses[:2], wins, *masses[2:]]
-    return Evidence(*(np.asarray(part, np.float32) for part in parts))
+    return Evidence.of(*(np.asarray(part, np.float32) for part in parts))
 
 
 def fit_by_hand(score: float, best: float, c: EvidenceConfig) -> float:
@@ -132,7 +132,7 @@ def test_every_part_of_a_judgement_is_its_formula(config: EvidenceConfig) -> Non
     best = score.max(1, keepdims=True)
     alone = rng.random((30, 1)).astype(np.float32)
     judged = judge(score, best, e, alone, config)
-    assert all(getattr(judged, f.name).dtype == np.float32 for f in fields(judged))
+    assert all(getattr(judged, name).dtype == np.float32 for name in Judgement.NAMES)
     for i in np.ndindex(*score.shape):
         at, rate = float(score[i]), float(alone[i[0], 0])
         meant = fit_by_hand(at, float(best[i[0], 0]), config)
@@ -176,9 +176,9 @@ def test_a_success_raises_a_skill_and_a_failure_lowers_it(config: EvidenceConfig
     score, best = np.full((1, 1), 0.5, np.float32), np.full((1, 1), 0.5, np.float32)
     alone = np.full((1, 1), 0.4, np.float32)
     zero, one = np.zeros((1, 1), np.float32), np.ones((1, 1), np.float32)
-    unknown = Evidence(zero, zero, zero, zero, zero, zero, zero)
-    worked = Evidence(one, zero, one, zero, one, one, zero)
-    failed = Evidence(zero, one, zero, one, zero, zero, one)
+    unknown = Evidence.of(zero, zero, zero, zero, zero, zero, zero)
+    worked = Evidence.of(one, zero, one, zero, one, one, zero)
+    failed = Evidence.of(zero, one, zero, one, zero, zero, one)
     low, middle, high = (
         float(judge(score, best, e, alone, config).closed_form[0, 0])
         for e in (failed, unknown, worked)
@@ -189,7 +189,7 @@ def test_a_success_raises_a_skill_and_a_failure_lowers_it(config: EvidenceConfig
 def test_uplift_and_alone_rate_forget_their_priors() -> None:
     config = EvidenceConfig()
     zero = np.zeros((1, 1), np.float32)
-    many = Evidence(zero, zero, zero, zero, zero, zero + 3e6, zero + 1e6)
+    many = Evidence.of(zero, zero, zero, zero, zero, zero + 3e6, zero + 1e6)
     assert alone_rate(many, config)[0, 0] == pytest.approx(0.75, abs=1e-5)
     assert uplift(many, zero + 0.5, config)[0, 0] == pytest.approx(0.25, abs=1e-5)
 
@@ -198,11 +198,11 @@ def test_columns_and_take_pick_the_same_skills_in_every_array() -> None:
     e = random_evidence((3, 5))
     order = np.array([[4, 0], [1, 1], [2, 3]])
     taken, part = e.take(order), e.columns(slice(1, 3))
-    for f in fields(Evidence):
-        whole = getattr(e, f.name)
-        np.testing.assert_array_equal(getattr(part, f.name), whole[:, 1:3])
+    for name in Evidence.NAMES:
+        whole = getattr(e, name)
+        np.testing.assert_array_equal(getattr(part, name), whole[:, 1:3])
         expected = [[whole[r, c] for c in row] for r, row in enumerate(order)]
-        np.testing.assert_array_equal(getattr(taken, f.name), expected)
+        np.testing.assert_array_equal(getattr(taken, name), expected)
 
 
 def test_evidence_is_judged_the_same_in_any_batch() -> None:
@@ -213,7 +213,7 @@ def test_evidence_is_judged_the_same_in_any_batch() -> None:
     every = judge(score, best, e, alone, config)
     for row in range(9):
         at = slice(row, row + 1)
-        one = Evidence(*(getattr(e, f.name)[at] for f in fields(Evidence)))
+        one = Evidence(e.table[:, at])
         alike = judge(score[at], best[at], one, alone[at], config)
-        for f in fields(alike):
-            np.testing.assert_array_equal(getattr(alike, f.name), getattr(every, f.name)[at])
+        for name in Judgement.NAMES:
+            np.testing.assert_array_equal(getattr(alike, name), getattr(every, name)[at])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -75,10 +75,10 @@ def brute_force(past: Sequence[Past], task: Float, key: str) -> list[float]:
 
 
 def assert_same(expected: Evidence, came: Evidence) -> None:
-    for f in fields(Evidence):
-        a, b = getattr(expected, f.name), getattr(came, f.name)
+    for name in Evidence.NAMES:
+        a, b = getattr(expected, name), getattr(came, name)
         assert a.dtype == b.dtype == np.float32
-        np.testing.assert_array_equal(a, b, err_msg=f.name)
+        np.testing.assert_array_equal(a, b, err_msg=name)
 
 
 def test_evidence_equals_brute_force() -> None:
@@ -86,7 +86,7 @@ def test_evidence_equals_brute_force() -> None:
     evidence = remember(past).evidence(tasks, KEYS)
     for row, task in enumerate(tasks):
         for column, key in enumerate(KEYS):
-            came = [float(getattr(evidence, f.name)[row, column]) for f in fields(Evidence)]
+            came = [float(getattr(evidence, name)[row, column]) for name in Evidence.NAMES]
             # One kernel weight may round to the next step of the grid in float32.
             np.testing.assert_allclose(came, brute_force(past, task, key), atol=3 * 2**-12)
 
@@ -96,8 +96,8 @@ def test_unknown_keys_and_an_empty_memory_have_no_evidence() -> None:
     assert_same(Evidence.none((2, 4)), remember([]).evidence(tasks, KEYS))
     past = [one for one in random_past(50) if one.key != "b"]
     evidence = remember(past).evidence(tasks, ("b", "a", "nobody"))
-    for f in fields(Evidence):
-        array = getattr(evidence, f.name)
+    for name in Evidence.NAMES:
+        array = getattr(evidence, name)
         assert (array[:, [0, 2]] == 0).all()
     assert evidence.fit_successes[:, 1].any()
 
@@ -137,7 +137,7 @@ def test_a_batch_of_tasks_equals_one_task_at_a_time() -> None:
     every = memory.evidence(tasks, KEYS)
     for row in range(6):
         one = memory.evidence(tasks[row : row + 1], KEYS)
-        same = Evidence(*(getattr(every, f.name)[row : row + 1] for f in fields(Evidence)))
+        same = Evidence(every.table[:, row : row + 1])
         assert_same(same, one)
 
 
@@ -245,7 +245,7 @@ def test_a_ledger_loaded_at_once_equals_a_memory_bit_for_bit() -> None:
         came = ledger.at(np.full(sessions, step))
         for row in range(sessions):
             expected = expected_evidence(entries, row, pool.tasks[stream[row, step]], pool)
-            one = Evidence(*(getattr(came, f.name)[row : row + 1] for f in fields(Evidence)))
+            one = Evidence(came.table[:, row : row + 1])
             assert_same(expected, one)
 
 
@@ -256,8 +256,8 @@ def test_a_ledger_clears_the_rows_it_is_told_to() -> None:
     ledger.load(**entries, stream=np.zeros((3, 2), np.int64), pool=pool)
     before = ledger.at(np.zeros(3, np.int64)).wins.copy()
     ledger.clear(np.array([1]))
-    for f in fields(Evidence):
-        array = getattr(ledger.at(np.zeros(3, np.int64)), f.name)
+    for name in Evidence.NAMES:
+        array = getattr(ledger.at(np.zeros(3, np.int64)), name)
         assert not array[1].any()
         assert array[0].any()
     np.testing.assert_array_equal(ledger.wins[[0, 2]], before[[0, 2]])
@@ -277,9 +277,9 @@ def test_a_session_is_loaded_alike_in_any_batch_also_with_inexact_grades() -> No
         at = row == session
         alone = Ledger(1, 1, 2)
         alone.load(row[at] * 0, slot[at], task[at], success[at], meant[at], stream, pool)
-        for f in fields(Evidence):
-            expected, came = getattr(alone, f.name)[0], getattr(every, f.name)[session]
-            np.testing.assert_array_equal(expected, came, err_msg=f.name)
+        for name in Evidence.NAMES:
+            expected, came = getattr(alone, name)[0], getattr(every, name)[session]
+            np.testing.assert_array_equal(expected, came, err_msg=name)
 
 
 def test_outcomes_that_are_no_evidence_leave_the_ledger_alone() -> None:
@@ -313,9 +313,9 @@ def test_the_evidence_of_a_session_is_that_of_a_memory_of_its_outcomes(seed: int
         came = sessions.ledger.at(np.array([step]))
         expected = memory.evidence(pool.task_vectors[[task]], keys)
         present = np.append(sessions.present[0], True)
-        for f in fields(Evidence):
-            a, b = getattr(expected, f.name)[0], getattr(came, f.name)[0]
-            np.testing.assert_array_equal(a[present], b[present], err_msg=f.name)
+        for name in Evidence.NAMES:
+            a, b = getattr(expected, name)[0], getattr(came, name)[0]
+            np.testing.assert_array_equal(a[present], b[present], err_msg=name)
         best = pool.retrieval[task, sessions.skills[0][sessions.present[0]]].max()
         action = (rng.random(env.config.candidates) < 0.15).astype(np.int8)
         *_, terminated, truncated, info = env.step(action)

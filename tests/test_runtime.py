@@ -521,7 +521,8 @@ def test_three_look_alikes_and_a_masked_one_are_compared_as_the_table_says() -> 
     group = np.append(groups, [1, 0])
     table = look_alikes(np.eye(3, dtype=np.float32)[group])
     barrier = np.where(mask, np.float32(0), np.float32(-1e3))
-    lead, rival, sure, some = alike_columns(merit, certainty, alike_slots(table, skills), barrier)
+    lead, rival, sure, some = out = np.empty((4, 3, 6), np.float32)
+    alike_columns(merit, certainty, alike_slots(table, skills), barrier, out)
     for row, slot in np.ndindex(3, 6):
         others = [
             other

@@ -21,7 +21,7 @@ Int = NDArray[np.int64]
 class Ledger:
     """Tables of shape (B, L + 1, T): skill slots and, last, the outcomes without any skill."""
 
-    STATE = frozenset(Evidence.__slots__)
+    STATE = frozenset(Evidence.NAMES)
 
     def __init__(self, sessions: int, width: int, horizon: int) -> None:
         shape = (sessions, width + 1, horizon)
@@ -36,7 +36,7 @@ class Ledger:
 
     def clear(self, rows: Int) -> None:
         """Forget everything about ``rows``."""
-        for name in Evidence.__slots__:
+        for name in Evidence.NAMES:
             getattr(self, name)[rows] = 0
 
     def load(
@@ -80,7 +80,7 @@ class Ledger:
     def at(self, step: Int) -> Evidence:
         """Evidence for the task at ``step`` (B,) of each session; arrays (B, L + 1)."""
         rows = np.arange(len(step))
-        return Evidence(
+        return Evidence.of(
             self.success_similarity[rows, :, step],
             self.failure_similarity[rows, :, step],
             self.success_mass[rows, :, step],

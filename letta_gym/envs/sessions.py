@@ -289,9 +289,9 @@ class Sessions:
         tokens = p.tokens[skills]
         tokens_left = self.tokens_left[:, None]
         return observation.Situation(
-            dense=p.dense[task, skills],
-            lexical=p.lexical[task, skills],
-            retrieval=retrieval.take(at),
+            scores=observation.Scores.of(
+                p.dense[task, skills], p.lexical[task, skills], retrieval.take(at)
+            ),
             evidence=evidence.take(self.slots),
             judgement=judgement.take(self.slots),
             alone=alone,

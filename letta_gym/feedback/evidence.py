@@ -19,7 +19,7 @@ Outcomes in which no skill was loaded are kept the same way: they say how far th
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,39 +34,65 @@ _GRID = np.float32(4096)
 _HALF = np.float32(0.5)
 
 
-@dataclass(eq=False, slots=True)
-class Evidence:
-    """Evidence about n skills for a batch of tasks; every array has shape (..., n), float32."""
+class Row:
+    """One row of the table of :class:`Rows`, read by its name; the array (..., n) itself."""
 
-    success_similarity: Float
-    failure_similarity: Float
-    success_mass: Float
-    failure_mass: Float
-    wins: Float
-    fit_successes: Float
-    fit_failures: Float
+    def __init__(self, index: int) -> None:
+        self.index = index
+
+    def __get__(self, rows: Rows, owner: type[Rows]) -> Float:
+        row: Float = rows.table[self.index]
+        return row
+
+
+class Rows:
+    """Named numbers about n skills for a batch of tasks, in one float32 array (R, ..., n).
+
+    One array, so that one call gathers or transforms all of them.
+    """
+
+    NAMES: ClassVar[tuple[str, ...]] = ()
+    __slots__ = ("table",)
+
+    def __init__(self, table: Float) -> None:
+        self.table = table
+
+    def __init_subclass__(cls) -> None:
+        cls.NAMES = tuple(name for name, value in vars(cls).items() if isinstance(value, Row))
 
     @classmethod
-    def none(cls, shape: tuple[int, ...]) -> Evidence:
-        """Evidence of an empty memory: zeros of ``shape``."""
-        return cls(*(np.zeros(shape, np.float32) for _ in fields(cls)))
+    def of(cls, *rows: Float) -> Self:
+        """Stack one array (..., n) for each name, in their order."""
+        return cls(np.stack(rows, dtype=np.float32))
 
-    def columns(self, which: slice) -> Evidence:
+    @classmethod
+    def none(cls, shape: tuple[int, ...]) -> Self:
+        """Zeros of ``shape``: what an empty memory says."""
+        return cls(np.zeros((len(cls.NAMES), *shape), np.float32))
+
+    def columns(self, which: slice) -> Self:
         """The columns ``which`` of the last axis."""
-        return Evidence(*(getattr(self, f.name)[..., which] for f in fields(self)))
+        return type(self)(self.table[..., which])
 
-    def take(self, columns: Int) -> Evidence:
-        """Gather ``columns`` (B, m) of arrays (B, n)."""
-        at = flat(columns, self.wins.shape[1])
-        return Evidence(
-            self.success_similarity.reshape(-1).take(at),
-            self.failure_similarity.reshape(-1).take(at),
-            self.success_mass.reshape(-1).take(at),
-            self.failure_mass.reshape(-1).take(at),
-            self.wins.reshape(-1).take(at),
-            self.fit_successes.reshape(-1).take(at),
-            self.fit_failures.reshape(-1).take(at),
-        )
+    def take(self, columns: Int) -> Self:
+        """Gather ``columns`` (B, m) of rows (B, n)."""
+        if len(columns) == 1:
+            return type(self)(self.table.take(columns[0], 2))
+        flattened = self.table.reshape(len(self.table), -1)
+        return type(self)(flattened.take(flat(columns, self.table.shape[-1]), 1))
+
+
+class Evidence(Rows):
+    """What past outcomes say about each skill; the rows are those of the module's table."""
+
+    __slots__ = ()
+    success_similarity = Row(0)
+    failure_similarity = Row(1)
+    success_mass = Row(2)
+    failure_mass = Row(3)
+    wins = Row(4)
+    fit_successes = Row(5)
+    fit_failures = Row(6)
 
 
 class EvidenceConfig(Section):
@@ -102,29 +128,18 @@ class EvidenceConfig(Section):
     nearest_weight: float = Field(default=0.05, ge=0)
 
 
-@dataclass(eq=False, slots=True)
-class Judgement:
-    """What retrieval and evidence say together about n skills; every array (..., n), float32.
+class Judgement(Rows):
+    """What retrieval and evidence say together about each skill.
 
     See the functions of the same names; ``closed_form`` is the expected gain of loading a skill.
     """
 
-    fit: Float
-    uplift: Float
-    failure_penalty: Float
-    nearest: Float
-    closed_form: Float
-
-    def take(self, columns: Int) -> Judgement:
-        """Gather ``columns`` (B, m) of arrays (B, n)."""
-        at = flat(columns, self.fit.shape[1])
-        return Judgement(
-            self.fit.reshape(-1).take(at),
-            self.uplift.reshape(-1).take(at),
-            self.failure_penalty.reshape(-1).take(at),
-            self.nearest.reshape(-1).take(at),
-            self.closed_form.reshape(-1).take(at),
-        )
+    __slots__ = ()
+    fit = Row(0)
+    uplift = Row(1)
+    failure_penalty = Row(2)
+    nearest = Row(3)
+    closed_form = Row(4)
 
 
 def flat(columns: Int, width: int) -> Int:
@@ -209,7 +224,12 @@ def nearest(
 
 
 def judge(
-    retrieval: Float, best: Float, evidence: Evidence, alone: Float, config: EvidenceConfig
+    retrieval: Float,
+    best: Float,
+    evidence: Evidence,
+    alone: Float,
+    config: EvidenceConfig,
+    out: Float | None = None,
 ) -> Judgement:
     """Judge skills for tasks, without learning.
 
@@ -222,17 +242,12 @@ def judge(
         evidence: what is known about each skill, arrays (..., n).
         alone: success without skills, shape (..., 1).
         config: the constants.
+        out: where to write, float32, shape (5, ..., n); by default a new array.
     """
-    meant = fit(retrieval, best, config)
-    added = uplift(evidence, alone, config)
-    penalty = failure_penalty(evidence, config)
-    near = nearest(retrieval, evidence, penalty, config)
-    gain: Float = meant * added + config.nearest_weight * near
-    return Judgement(meant, added, penalty, near, gain)
-
-
-def closed_form(
-    retrieval: Float, best: Float, evidence: Evidence, alone: Float, config: EvidenceConfig
-) -> Float:
-    """Expected gain of loading each skill, shape (..., n); see :func:`judge`."""
-    return judge(retrieval, best, evidence, alone, config).closed_form
+    table = np.empty((5, *retrieval.shape), np.float32) if out is None else out
+    table[0] = meant = fit(retrieval, best, config)
+    table[1] = added = uplift(evidence, alone, config)
+    table[2] = penalty = failure_penalty(evidence, config)
+    table[3] = near = nearest(retrieval, evidence, penalty, config)
+    table[4] = meant * added + config.nearest_weight * near
+    return Judgement(table)

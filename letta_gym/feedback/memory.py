@@ -74,10 +74,10 @@ class OutcomeMemory:
         Raises:
             ConfigError: the vectors have another shape.
         """
-        return Evidence(*self.tables(vectors, keys))
+        return Evidence(self.tables(vectors, keys))
 
     def tables(self, vectors: Float, keys: Sequence[str]) -> Float:
-        """The fields of :class:`Evidence` in one array, shape (7, B, n); see :meth:`evidence`."""
+        """The rows of :class:`Evidence` in one array, shape (7, B, n); see :meth:`evidence`."""
         if vectors.ndim != 2 or vectors.shape[1] != self.dimension:
             raise ConfigError(
                 f"task vectors have the shape (B, {self.dimension}); got {vectors.shape}"

@@ -26,11 +26,14 @@ _ENDINGS = ("ings", "ing", "ied", "ies", "ed", "es", "s")
 
 def terms(text: str) -> list[str]:
     """Lower-case words of ``text`` without stop words, each cut to a crude stem."""
-    return [_stem(word) for word in _WORD.findall(text.lower()) if word not in _STOP]
+    return [term for term in map(_term, _WORD.findall(text.lower())) if term]
 
 
 @lru_cache(maxsize=1 << 16)
-def _stem(word: str) -> str:
+def _term(word: str) -> str:
+    """The stem of ``word``; nothing for a stop word."""
+    if word in _STOP:
+        return ""
     for ending in _ENDINGS:
         if word.endswith(ending) and len(word) - len(ending) >= 3:
             return word[: -len(ending)]
@@ -59,13 +62,14 @@ class LexicalIndex:
         self._idf = {
             term: 1.0 + math.log((1 + self.size) / (1 + df)) for term, df in frequency.items()
         }
+        self._unseen = (-1, 1.0 + math.log(1 + self.size))
         postings: dict[str, tuple[list[int], list[float]]] = {term: ([], []) for term in frequency}
         for row, count in enumerate(counts):
             for term, weight in self._weigh(count).items():
                 postings[term][0].append(row)
                 postings[term][1].append(weight)
         # One array after the other, so that a query gathers all of its postings at once.
-        self._term = {term: i for i, term in enumerate(postings)}
+        self._known = {term: (i, self._idf[term]) for i, term in enumerate(postings)}
         lengths = np.array([len(rows) for rows, _ in postings.values()], np.int64)
         self._length, self._start = lengths, np.cumsum(lengths) - lengths
         self._rows = np.array([r for rows, _ in postings.values() for r in rows], np.int64)
@@ -77,12 +81,22 @@ class LexicalIndex:
 
     def scores(self, text: str) -> NDArray[np.float32]:
         """Cosine of ``text`` with every document, float32 in [0, 1], shape (n,)."""
-        query = self._weigh(_count(terms(text)))
-        found = [(self._term[term], weight) for term, weight in query.items() if term in self._term]
+        found, weights, squares = [], [], 0.0
+        look_up, unseen = self._known.get, self._unseen
+        for term, tf in _count(terms(text)).items():
+            at, weight = look_up(term, unseen)
+            if tf > 1:
+                weight *= 1.0 + math.log(tf)
+            squares += weight * weight
+            if at >= 0:
+                found.append(at)
+                weights.append(weight)
         if not found:
             return np.zeros(self.size, np.float32)
-        term, weight = np.array([i for i, _ in found]), np.array([weight for _, weight in found])
-        total = self._gather(term, weight) if self._table is None else weight @ self._table[term]
+        query = np.array(weights)
+        query /= math.sqrt(squares)
+        which, table = np.array(found), self._table
+        total = self._gather(which, query) if table is None else query @ table.take(which, 0)
         return np.minimum(total, 1.0).astype(np.float32)
 
     def _gather(self, term: NDArray[np.int64], weight: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -94,11 +108,7 @@ class LexicalIndex:
         return np.bincount(self._rows[at], weights, self.size).astype(np.float64, copy=False)
 
     def _weigh(self, count: dict[str, int]) -> dict[str, float]:
-        unseen = 1.0 + math.log(1 + self.size)
-        idf, log = self._idf.get, math.log
-        weights = {
-            term: idf(term, unseen) if tf == 1 else (1.0 + log(tf)) * idf(term, unseen)
-            for term, tf in count.items()
-        }
-        norm = math.sqrt(sum([w * w for w in weights.values()])) or 1.0
+        """Weights of a document's own terms, a vector of unit length."""
+        weights = {term: (1.0 + math.log(tf)) * self._idf[term] for term, tf in count.items()}
+        norm = math.sqrt(sum(w * w for w in weights.values())) or 1.0
         return {term: w / norm for term, w in weights.items()}

@@ -80,15 +80,17 @@ def initial(
     return weights
 
 
-def pool(features: Floats, context: Floats, barrier: Floats) -> Floats:
+def pool(features: Floats, context: Floats, mask: NDArray[np.bool_]) -> Floats:
     """z of the module's formula: context, maximum and mean over the unmasked slots, (B, C + 2F).
 
-    ``barrier`` is 0 for an unmasked slot and -inf for a masked one, shape (B, M).
+    Masked slots of ``features`` are zero; ``mask`` (B, M) is true where a slot is not masked.
     """
-    free = (barrier == 0).sum(-1, keepdims=True, dtype=features.dtype)
-    largest = (features + barrier[..., None]).max(1)
-    mean = features.sum(1) / np.maximum(free, 1)  # masked slots are zero
-    parts = [context, np.where(free > 0, largest, 0), mean]
+    free = mask.sum(-1, keepdims=True, dtype=features.dtype)
+    total = features.sum(1)  # masked slots are zero
+    if mask.all():
+        return np.concatenate([context, features.max(1), total / free], 1, dtype=features.dtype)
+    largest = (features + _barrier(mask, features.dtype)[..., None]).max(1)
+    parts = [context, np.where(free > 0, largest, 0), total / np.maximum(free, 1)]
     return np.concatenate(parts, 1, dtype=features.dtype)
 
 
@@ -102,9 +104,8 @@ def forward(
     w: Weights, features: Floats, context: Floats, mask: NDArray[np.bool_]
 ) -> tuple[Floats, Floats, Cache]:
     """Logits (B, M + 1) with STOP last and -inf where masked, values (B,), and the cache."""
-    barrier = _barrier(mask, features.dtype)
-    pooled = pool(features, context, barrier)
-    logits, hidden, stop_hidden = _logits(w, features, context, barrier, pooled)
+    pooled = pool(features, context, mask)
+    logits, hidden, stop_hidden = _logits(w, features, context, mask, pooled)
     value_hidden = np.tanh(pooled @ w["value_hidden"] + w["value_bias"])
     value = value_hidden @ w["value_out"] + w["value_level"]
     return logits, value, Cache(features, context, pooled, hidden, stop_hidden, value_hidden)
@@ -112,12 +113,11 @@ def forward(
 
 def logits(w: Weights, features: Floats, context: Floats, mask: NDArray[np.bool_]) -> Floats:
     """The logits of :func:`forward` alone, for serving: no value, hence none of its weights."""
-    barrier = _barrier(mask, features.dtype)
-    return _logits(w, features, context, barrier, pool(features, context, barrier))[0]
+    return _logits(w, features, context, mask, pool(features, context, mask))[0]
 
 
 def _logits(
-    w: Weights, features: Floats, context: Floats, barrier: Floats, pooled: Floats
+    w: Weights, features: Floats, context: Floats, mask: NDArray[np.bool_], pooled: Floats
 ) -> tuple[Floats, Floats, Floats]:
     batch, slots, width = features.shape
     flat = features.reshape(-1, width)
@@ -127,7 +127,7 @@ def _logits(
     stop_hidden = np.tanh(pooled @ w["stop_hidden"] + w["stop_bias"])
     logits = np.empty((batch, slots + 1), features.dtype)
     scores = flat @ w["score_linear"] + hidden.reshape(batch * slots, -1) @ w["score_out"]
-    np.add(scores.reshape(batch, slots), barrier, out=logits[:, :-1])
+    logits[:, :-1] = np.where(mask, scores.reshape(batch, slots), -np.inf)
     logits[:, -1] = pooled @ w["stop_linear"] + stop_hidden @ w["stop_out"] + w["stop_level"]
     return logits, hidden, stop_hidden
 

@@ -13,7 +13,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from letta_gym.feedback.evidence import Evidence, EvidenceConfig, Judgement, flat
+from letta_gym.feedback.evidence import Evidence, EvidenceConfig, Judgement, Row, Rows, flat
 
 Float = NDArray[np.float32]
 Int = NDArray[np.int64]
@@ -39,27 +39,27 @@ class Column:
 R, E, S = "retrieval", "evidence", "session"
 
 FEATURES: tuple[Column, ...] = (
-    Column("retrieval", "4 x retrieval score", -8, 8, R, 4),
-    Column("retrieval_gap", "4 x (retrieval score - best of the slots)", -16, 0, R, 4),
     Column("dense", "4 x cosine of task and skill", -4, 4, R, 4),
     Column("lexical", "4 x TF-IDF cosine of task and skill", 0, 4, R, 4),
+    Column("retrieval", "4 x retrieval score", -8, 8, R, 4),
     Column("fit", "fit of the skill to the task, from the retrieval scores", 0, 1, R),
-    Column("unknown", "1 where the skill has no success yet", 0, 1, E),
-    Column("success_gap", "4 x (nearest success - retrieval score), 0 if unknown", -8, 8, E, 4),
-    Column("success_lead", "4 x (nearest success - best competitor's)", -8, 8, E, 4),
+    Column("uplift", "4 x posterior of what the skill adds where it fits", -4, 4, E, 4),
     Column("failure_penalty", "4 x how much nearer a failure is than any success", 0, 4, E, 4),
+    Column("nearest", "4 x score from the nearest outcomes", -8, 8, E, 4),
+    Column("closed_form", "8 x closed-form score, the expected gain", -8, 8, E, 8),
+    Column("retrieval_gap", "4 x (retrieval score - best of the slots)", -16, 0, R, 4),
+    Column("closed_form_gap", "8 x (closed-form score - best of the slots)", -16, 0, E, 8),
     Column("success_mass", "ln(1 + 20 kernel mass of successes) / 2", 0, 8, E, 0.5),
     Column("failure_mass", "ln(1 + 20 kernel mass of failures) / 2", 0, 8, E, 0.5),
     Column("local_gain", "success with the skill near this task, less without", -1, 1, E),
-    Column("uplift", "4 x posterior of what the skill adds where it fits", -4, 4, E, 4),
-    Column("certainty", "weight of outcomes in that posterior", 0, 1, E),
+    Column("certainty", "weight of outcomes in the posterior uplift", 0, 1, E),
+    Column("unknown", "1 where the skill has no success yet", 0, 1, E),
+    Column("success_gap", "4 x (nearest success - retrieval score), 0 if unknown", -8, 8, E, 4),
+    Column("success_lead", "4 x (nearest success - best competitor's)", -8, 8, E, 4),
     Column("alike_lead", "4 x (uplift - mean uplift of its look-alikes)", -8, 8, E, 4),
     Column("alike_rival", "4 x largest uplift of its look-alikes, 0 without", -4, 4, E, 4),
     Column("alike_certainty", "weight of outcomes behind its look-alikes", 0, 1, E),
     Column("alike", "1 where another slot holds a look-alike", 0, 1, E),
-    Column("nearest", "4 x score from the nearest outcomes", -8, 8, E, 4),
-    Column("closed_form", "8 x closed-form score, the expected gain", -8, 8, E, 8),
-    Column("closed_form_gap", "8 x (closed-form score - best of the slots)", -16, 0, E, 8),
     Column("cost", "8 x tokens of the skill x price of a token", 0, 80, S, 8),
 )
 
@@ -79,13 +79,28 @@ CONTEXT: tuple[Column, ...] = (
 
 FEATURE = {column.name: i for i, column in enumerate(FEATURES)}
 
-_SCALE = np.array([column.scale for column in FEATURES], np.float32)
-_FEATURE_LOW = np.array([column.low for column in FEATURES], np.float32)
-_FEATURE_HIGH = np.array([column.high for column in FEATURES], np.float32)
+# Of each feature, to be applied to columns of shape (F, B, M).
+_SCALE, _FEATURE_LOW, _FEATURE_HIGH = (
+    np.array([[[getattr(column, bound)]] for column in FEATURES], np.float32)
+    for bound in ("scale", "low", "high")
+)
 _CONTEXT_LOW = np.array([column.low for column in CONTEXT], np.float32)
 _CONTEXT_HIGH = np.array([column.high for column in CONTEXT], np.float32)
 _LOWEST = np.float32(-1e3)  # below every score, and finite: all slots masked is no NaN
 _MASS = np.float32(20)
+
+
+def _rows(first: str, last: str, step: int | None = None) -> slice:
+    """The columns of :data:`FEATURES` from ``first`` to ``last``, which must come after it."""
+    return slice(FEATURE[first], FEATURE[last] + 1, step)
+
+
+_SCORES = _rows("dense", "retrieval")
+_JUDGEMENT = _rows("fit", "closed_form")
+_RANKED = _rows("retrieval", "closed_form", FEATURE["closed_form"] - FEATURE["retrieval"])
+_GAPS = _rows("retrieval_gap", "closed_form_gap")
+_MASSES = _rows("success_mass", "failure_mass")
+_ALIKE = _rows("alike_lead", "alike")
 
 
 def schema_hash() -> str:
@@ -95,6 +110,15 @@ def schema_hash() -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+class Scores(Rows):
+    """How well retrieval thinks that each skill fits the task."""
+
+    __slots__ = ()
+    dense = Row(0)
+    lexical = Row(1)
+    retrieval = Row(2)
+
+
 @dataclass(eq=False, slots=True)
 class Situation:
     """What is known about B decisions with M slots each.
@@ -102,8 +126,7 @@ class Situation:
     Whatever has the shape (B, 1) may be a float32 scalar where B is 1: that is much cheaper.
 
     Attributes:
-        dense, lexical, retrieval: scores of task and skill, shape (B, M).
-        evidence, judgement: of each slot's skill, arrays (B, M).
+        scores, evidence, judgement: of each slot's skill, arrays (B, M).
         alone: evidence of outcomes without any skill, arrays (B, 1).
         alone_rate: posterior success without any skill, shape (B, 1).
         alike: :func:`alike_slots` of the slots' skills, shape (W, B, M).
@@ -114,9 +137,7 @@ class Situation:
         outcomes: number of outcomes in memory, shape (B, 1).
     """
 
-    dense: Float
-    lexical: Float
-    retrieval: Float
+    scores: Scores
     evidence: Evidence
     judgement: Judgement
     alone: Evidence
@@ -175,39 +196,36 @@ def features(s: Situation, config: EvidenceConfig, token_price: float) -> Float:
         config: constants of the evidence.
         token_price: what a token costs in units of reward.
     """
-    e, j, mask, k = s.evidence, s.judgement, s.mask, config.prior_strength
-    known = e.wins > 0
-    here = _alone_here(s, config)
-    weight = e.fit_successes + e.fit_failures
-    certainty = weight / (weight + k)
+    e, mask, k = s.evidence, s.mask, config.prior_strength
     barrier = np.where(mask, np.float32(0), _LOWEST)
-    values = (
-        s.retrieval,
-        s.retrieval - _best(s.retrieval, barrier),
-        s.dense,
-        s.lexical,
-        j.fit,
-        ~known,
-        (e.success_similarity - s.retrieval) * known,
-        e.success_similarity - _best_other(e.success_similarity, mask),
-        j.failure_penalty,
-        np.log1p(_MASS * e.success_mass),
-        np.log1p(_MASS * e.failure_mass),
-        (k * here + e.success_mass) / (k + e.success_mass + e.failure_mass) - here,
-        j.uplift,
-        certainty,
-        *alike_columns(j.uplift, certainty, s.alike, barrier),
-        j.nearest,
-        j.closed_form,
-        j.closed_form - _best(j.closed_form, barrier),
-        token_price * s.tokens,
-    )
-    columns = np.concatenate(values, dtype=np.float32).reshape(len(FEATURES), *mask.shape)
-    f: Float = np.empty((*mask.shape, len(FEATURES)), np.float32)
-    np.multiply(columns.transpose(1, 2, 0), _SCALE, out=f)
-    np.maximum(f, _FEATURE_LOW, out=f)
-    np.minimum(f, _FEATURE_HIGH, out=f)
-    return np.multiply(f, mask[..., None], out=f)
+    columns = np.empty((len(FEATURES), *mask.shape), np.float32)
+    columns[_SCORES] = s.scores.table
+    columns[_JUDGEMENT] = s.judgement.table
+    ranked, gaps = columns[_RANKED], columns[_GAPS]
+    np.subtract(ranked, (ranked + barrier).max(-1, keepdims=True), out=gaps)
+    masses = np.multiply(e.table[2:4], _MASS, out=columns[_MASSES])
+    np.log1p(masses, out=masses)
+
+    at = FEATURE
+    nearest_success, here = e.success_similarity, _alone_here(s, config)
+    near = k + e.success_mass + e.failure_mass
+    np.subtract((k * here + e.success_mass) / near, here, out=columns[at["local_gain"]])
+    weight = e.fit_successes + e.fit_failures
+    certainty = np.divide(weight, weight + k, out=columns[at["certainty"]])
+    known = e.wins > 0
+    columns[at["unknown"]] = ~known
+    lead = nearest_success - s.scores.retrieval
+    np.multiply(lead, known, out=columns[at["success_gap"]])
+    rival = _best_other(nearest_success, mask)
+    np.subtract(nearest_success, rival, out=columns[at["success_lead"]])
+    alike_columns(s.judgement.uplift, certainty, s.alike, barrier, out=columns[_ALIKE])
+    np.multiply(s.tokens, token_price, out=columns[at["cost"]])
+
+    columns *= _SCALE
+    np.maximum(columns, _FEATURE_LOW, out=columns)
+    np.minimum(columns, _FEATURE_HIGH, out=columns)
+    columns *= mask
+    return np.ascontiguousarray(columns.transpose(1, 2, 0))
 
 
 def context(s: Situation, f: Float, config: EvidenceConfig) -> Float:
@@ -218,11 +236,11 @@ def context(s: Situation, f: Float, config: EvidenceConfig) -> Float:
     batch, slots = s.mask.shape
     free = s.mask.sum(-1, keepdims=True)
     some = free > 0
-    retrieval = np.where(s.mask, f[..., FEATURE["retrieval"]], _LOWEST)
-    retrieval.sort(-1)
-    best = retrieval[:, -1:]
-    second = retrieval[:, -2:-1] if slots > 1 else best
-    gain = np.where(s.mask, f[..., FEATURE["closed_form"]], _LOWEST)
+    ranked = np.where(s.mask, f.transpose(2, 0, 1)[_RANKED], _LOWEST)
+    ranked.sort(-1)
+    (retrieval, gain), second = ranked[..., -1:], ranked[0, :, -2:-1]
+    if slots == 1:
+        second = retrieval
     values = (
         s.tokens_left / s.budget,
         s.tokens_left / np.maximum(s.tasks_left, 1) / 1000,
@@ -232,9 +250,9 @@ def context(s: Situation, f: Float, config: EvidenceConfig) -> Float:
         _alone_here(s, config),
         np.log1p(_MASS * (s.alone.success_mass + s.alone.failure_mass)) / 2,
         free / slots,
-        best * some,
-        np.where(free > 1, best - second, np.maximum(best, 0) * some),
-        gain.max(-1, keepdims=True) * some,
+        retrieval * some,
+        np.where(free > 1, retrieval - second, np.maximum(retrieval, 0) * some),
+        gain * some,
     )
     c = np.empty((batch, len(CONTEXT)), np.float32)
     for column, value in enumerate(values):
@@ -243,10 +261,8 @@ def context(s: Situation, f: Float, config: EvidenceConfig) -> Float:
     return np.minimum(c, _CONTEXT_HIGH, out=c)
 
 
-def alike_columns(
-    merit: Float, certainty: Float, alike: Int, barrier: Float
-) -> tuple[Float, Float, Float, Float]:
-    """What the unmasked look-alikes of each slot say about it, each (B, M), 0 without any.
+def alike_columns(merit: Float, certainty: Float, alike: Int, barrier: Float, out: Float) -> None:
+    """Write what the unmasked look-alikes of each slot say about it; 0 without any.
 
     Of two look-alikes often only one works, so a good one speaks against the other.
 
@@ -254,15 +270,13 @@ def alike_columns(
         merit, certainty: of each slot, shape (B, M).
         alike: slots of the look-alikes, padded with M, shape (W, B, M).
         barrier: 0 where a slot may be chosen, :data:`_LOWEST` elsewhere, shape (B, M).
-
-    Returns:
-        Merit less the mean merit of the look-alikes; their largest merit; their mean certainty;
-        1 where there is one.
+        out: shape (4, B, M): merit less the mean merit of the look-alikes; their largest merit;
+            their mean certainty; 1 where there is one.
     """
     width, batch, slots = alike.shape
     if not width:
-        none = np.zeros((batch, slots), np.float32)
-        return none, none, none, none
+        out[:] = 0
+        return
     # One slot more, which stands for "no look-alike": as far below as a masked one.
     said = np.full((2, batch, slots + 1), _LOWEST)
     np.add(merit, barrier, out=said[0, :, :-1])
@@ -271,19 +285,14 @@ def alike_columns(
     there = heard[0] > _LOWEST / 2
     heard *= there
     if width == 1:
-        merits, sure = heard[:, 0]
-        return (merit - merits) * there[0], merits, sure, there[0]
-    count = there.sum(0)
-    some, divisor = count > 0, np.maximum(count, 1).astype(np.float32)
-    rivals = np.where(there, heard[0], _LOWEST).max(0) * some
-    merits, sure = heard.sum(1) / divisor
-    return (merit - merits) * some, rivals, sure, some
-
-
-def _best(values: Float, barrier: Float) -> Float:
-    """Largest value of the unmasked slots, shape (B, 1)."""
-    best: Float = (values + barrier).max(-1, keepdims=True)
-    return best
+        (merits, sure), some = heard[:, 0], there[0]
+        rivals = merits
+    else:
+        count = there.sum(0)
+        some, divisor = count > 0, np.maximum(count, 1).astype(np.float32)
+        rivals = np.where(there, heard[0], _LOWEST).max(0) * some
+        merits, sure = heard.sum(1) / divisor
+    out[0], out[1], out[2], out[3] = (merit - merits) * some, rivals, sure, some
 
 
 def _best_other(values: Float, mask: Bool) -> Float:

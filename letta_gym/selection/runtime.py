@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from letta_gym.errors import ConfigError, DecisionError, EmbeddingError
-from letta_gym.feedback.evidence import Evidence, alone_rate, judge
+from letta_gym.feedback.evidence import Evidence, Judgement, alone_rate, judge
 from letta_gym.feedback.memory import ALONE, OutcomeMemory
 from letta_gym.feedback.outcome import Outcome
 from letta_gym.library.embeddings import Embedder
@@ -21,7 +21,7 @@ from letta_gym.library.skills import Skill, SkillLibrary
 from letta_gym.library.vectors import is_snapped, snap
 from letta_gym.selection import bilinear, candidates, network, subset
 from letta_gym.selection.explanation import Explanation, Trace, explain
-from letta_gym.selection.observation import Situation, context, features
+from letta_gym.selection.observation import Scores, Situation, context, features
 from letta_gym.selection.policy import Policy
 from letta_gym.selection.shelf import Shelf
 
@@ -29,6 +29,7 @@ Float = NDArray[np.float32]
 Int = NDArray[np.int64]
 
 _UNLIMITED = 1e9  # tokens; far beyond any context
+_BOARD = len(Scores.NAMES) + len(Judgement.NAMES) + len(Evidence.NAMES)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -287,24 +288,27 @@ class SkillSelector:
         """
         shelf, p = self.shelf, self.policy
         usable = shelf.usable(available)
-        dense = shelf.vectors @ vector
-        lexical = shelf.lexical(text)
-        retrieval = candidates.fuse(dense, lexical, p.retrieval)
-        best = retrieval.max() if available is None else retrieval[usable].max()
+        board = np.empty((_BOARD, 1, len(shelf)), np.float32)
+        scores, judgement = Scores(board[:3]), board[3:8]
+        np.matmul(shelf.vectors, vector, out=scores.dense[0])
+        scores.lexical[0] = shelf.lexical(text)
+        retrieval = scores.retrieval
+        retrieval[:] = candidates.fuse(scores.dense, scores.lexical, p.retrieval)
+        best = retrieval.max() if available is None else retrieval[:, usable].max()
         tables = self.memory.tables(vector[None], shelf.keys)
-        alone, skills = Evidence(*tables[:, 0, 0]), Evidence(*tables[:, :, 1:])
+        board[8:] = tables[:, :, 1:]
+        alone = Evidence(tables[:, 0, 0])
         general = alone_rate(alone, p.evidence)
-        judged = judge(retrieval[None], best, skills, general, p.evidence)
+        judged = judge(retrieval, best, Evidence(board[8:]), general, p.evidence, judgement)
         slots = candidates.rank(judged.closed_form, usable[None], self.slots)
         rows = slots[0]
+        shown = board.take(rows, 2)
         tokens = shelf.tokens.take(slots)
         tokens_left = np.float32(session.tokens_left)
         return rows, Situation(
-            dense=dense.take(slots),
-            lexical=lexical.take(slots),
-            retrieval=retrieval.take(slots),
-            evidence=Evidence(*tables.take(1 + rows, 2)),
-            judgement=judged.take(slots),
+            scores=Scores(shown[:3]),
+            judgement=Judgement(shown[3:8]),
+            evidence=Evidence(shown[8:]),
             alone=alone,
             alone_rate=general,
             alike=shelf.alike(slots),
