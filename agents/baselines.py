@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from agents.actor_critic import Observation
-from letta_gym.envs.glue import Driver
+from letta_gym.envs.glue import Driver, Step
 from letta_gym.selection import bilinear, network, subset
 from letta_gym.selection.network import Weights
 from letta_gym.selection.observation import FEATURE
@@ -33,15 +33,72 @@ class Choice:
     ranking: Picks
 
 
-class Agent(Protocol):
-    """Chooses slots; ``slots`` says how its environment ranks candidates into slots."""
+class Terms(Protocol):
+    """What decisions cost and how large they may be; token prices are per 1,000 tokens."""
+
+    @property
+    def max_skills(self) -> int:
+        """k, most skills of one choice."""
+        ...
+
+    @property
+    def candidates(self) -> int:
+        """M, slots of one decision."""
+        ...
+
+    @property
+    def token_price(self) -> float:
+        """Reward that 1,000 tokens of skills cost."""
+        ...
+
+
+class Scene(Protocol):
+    """What every agent may know of whoever drives its environment."""
+
+    @property
+    def config(self) -> Terms:
+        """Sizes and prices."""
+        ...
+
+    def slot_skills(self) -> Picks:
+        """Which skill of the library is in each slot of the decisions at hand, shape (B, M)."""
+        ...
+
+
+SceneT_contra = TypeVar("SceneT_contra", bound=Scene, contravariant=True)
+
+
+class Agent(Protocol[SceneT_contra]):
+    """Chooses slots; ``slots`` says how its environment ranks candidates into slots.
+
+    Most agents play in any :class:`Scene`; oracles know one kind of environment from within.
+    """
 
     name: str
     slots: str
 
-    def act(self, obs: Observation, driver: Driver) -> Choice:
+    def act(self, obs: Observation, driver: SceneT_contra) -> Choice:
         """Choose for every session of ``driver``; only oracles look beyond ``obs``."""
         ...
+
+
+@runtime_checkable
+class Online(Protocol):
+    """What an agent has, too, that learns from its outcomes while it plays."""
+
+    def observe(self, obs: Observation, step: Step, driver: Scene) -> None:
+        """Learn from what a choice for ``obs`` led to.
+
+        It is called after every step, before the next observation: ``driver.slot_skills()`` still
+        is that of ``obs``. Only what ``step`` says of the picks carried out may be used.
+        """
+        ...
+
+
+def learn(agent: object, obs: Observation, step: Step, driver: Scene) -> None:
+    """Tell ``agent`` what its choice led to, if it wants to know."""
+    if isinstance(agent, Online):
+        agent.observe(obs, step, driver)
 
 
 class NoSkills:
@@ -49,7 +106,7 @@ class NoSkills:
 
     name, slots = "none", "evidence"
 
-    def act(self, obs: Observation, driver: Driver) -> Choice:
+    def act(self, obs: Observation, driver: Scene) -> Choice:
         """The empty set."""
         mask = obs["action_mask"]
         ranking = np.broadcast_to(np.arange(mask.shape[1]), mask.shape)
@@ -64,7 +121,7 @@ class Random:
     def __init__(self, rng: np.random.Generator) -> None:
         self._rng = rng
 
-    def act(self, obs: Observation, driver: Driver) -> Choice:
+    def act(self, obs: Observation, driver: Scene) -> Choice:
         """A uniform order, cut at a uniform length."""
         k = driver.config.max_skills
         draw = np.where(obs["action_mask"], self._rng.random(obs["action_mask"].shape), -1)
@@ -89,7 +146,7 @@ class Threshold:
         self.name, self.slots = name, slots
         self.score, self.level, self.k = score, level, k
 
-    def act(self, obs: Observation, driver: Driver) -> Choice:
+    def act(self, obs: Observation, driver: Scene) -> Choice:
         """The best ``k`` that reach the level."""
         score = np.where(obs["action_mask"], self.score(obs["features"]), -np.inf)
         levels = np.where(np.arange(driver.config.max_skills) < self.k, self.level, np.inf)
@@ -119,7 +176,7 @@ class Learned:
     def __init__(self, weights: Weights) -> None:
         self.weights = weights
 
-    def act(self, obs: Observation, driver: Driver) -> Choice:
+    def act(self, obs: Observation, driver: Scene) -> Choice:
         """The most likely picks."""
         mask = obs["action_mask"].astype(bool)
         logits, _, _ = network.forward(self.weights, obs["features"], obs["context"], mask)

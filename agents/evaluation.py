@@ -68,7 +68,7 @@ def _within(angle: float, freedom: int) -> float:
     return 2 / math.pi * (angle + inner) if odd else inner
 
 
-def begin(agent: Agent, config: EnvConfig, seed: int, sessions: int) -> Driver:
+def begin(agent: Agent[Driver], config: EnvConfig, seed: int, sessions: int) -> Driver:
     """New sessions for ``agent``, the same for every agent with the same ``seed``."""
     driver = Driver(config.model_copy(update={"slots": agent.slots}), sessions)
     generators = [np.random.default_rng([seed, i]) for i in range(sessions)]
@@ -76,18 +76,20 @@ def begin(agent: Agent, config: EnvConfig, seed: int, sessions: int) -> Driver:
     return driver
 
 
-def earn(agent: Agent, config: EnvConfig, seed: int, sessions: int) -> float:
+def earn(agent: Agent[Driver], config: EnvConfig, seed: int, sessions: int) -> float:
     """The metric ``return`` of :func:`play`, without the work for the others."""
     driver, alive, total = begin(agent, config, seed, sessions), np.ones(sessions, bool), 0.0
     for _ in range(config.horizon):
-        picks = agent.act(driver.observe(), driver).picks
+        obs = driver.observe()
+        picks = agent.act(obs, driver).picks
         step = driver.step(subset.to_mask(picks, config.candidates))
+        baselines.learn(agent, obs, step, driver)
         total += float(step.reward[alive].sum(dtype=np.float64))
         alive &= ~(step.terminated | step.truncated)
     return total / (config.horizon * sessions)
 
 
-def play(agent: Agent, config: EnvConfig, seed: int, sessions: int) -> Metrics:
+def play(agent: Agent[Driver], config: EnvConfig, seed: int, sessions: int) -> Metrics:
     """Let ``agent`` play ``sessions`` sessions, the same for every agent with the same ``seed``.
 
     Metrics are means over tasks. ``return`` counts a task that a spent budget left undone as 0,
@@ -109,6 +111,7 @@ def play(agent: Agent, config: EnvConfig, seed: int, sessions: int) -> Metrics:
         gained = expected(driver, obs, driver.picks(action)[0])
         regret = expected(driver, obs, np.sort(best.picks, 1)) - gained
         step = driver.step(action)
+        baselines.learn(agent, obs, step, driver)
         about |= {
             "reward": step.reward.astype(np.float64),
             "success": step.outcomes.success.astype(np.float64),
@@ -169,7 +172,7 @@ def _mean(values: NDArray[Any]) -> float:
     return float(values.mean()) if len(values) else math.nan
 
 
-def tune(name: str, config: RunConfig) -> Agent:
+def tune(name: str, config: RunConfig) -> Agent[Driver]:
     """The baseline ``name`` with the level and k that earn most on the train split.
 
     The level is searched over quantiles of the best slot's score with one skill, then k.
@@ -192,7 +195,9 @@ def tune(name: str, config: RunConfig) -> Agent:
     return baseline(level, max(sizes, key=lambda k: earned(level, k)))
 
 
-def line_up(config: RunConfig, weights: Mapping[str, NDArray[Any]] | None) -> Iterator[Agent]:
+def line_up(
+    config: RunConfig, weights: Mapping[str, NDArray[Any]] | None
+) -> Iterator[Agent[Driver]]:
     """All agents of a comparison, made when asked for; the learned one only with ``weights``."""
     yield baselines.NoSkills()
     yield baselines.Random(np.random.default_rng(config.evaluate.first_seed))

@@ -157,7 +157,7 @@ def test_cut_keeps_the_order_of_ties_and_stops_at_the_first_level_missed() -> No
     np.testing.assert_array_equal(choice.picks, [[1, 3, -1]])
 
 
-AGENTS: list[Agent] = [
+AGENTS: list[Agent[Driver]] = [
     NoSkills(),
     Random(np.random.default_rng(0)),
     Threshold("cosine", "retrieval", cosine, 0.2, 2),
@@ -169,7 +169,7 @@ AGENTS: list[Agent] = [
 
 
 @pytest.mark.parametrize("agent", AGENTS, ids=lambda agent: agent.name)
-def test_every_agent_gives_picks_and_a_ranking_of_the_slots(agent: Agent) -> None:
+def test_every_agent_gives_picks_and_a_ranking_of_the_slots(agent: Agent[Driver]) -> None:
     driver, obs = situation(token_budget=1500)
     for _ in range(3):
         choice = agent.act(obs, driver)

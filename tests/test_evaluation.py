@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 import evaluate
 from agents import baselines, evaluation
-from agents.baselines import Agent, Choice, Oracle, Threshold
+from agents.actor_critic import Observation
+from agents.baselines import Agent, Choice, Oracle, Scene, Threshold
 from agents.config import RunConfig
 from agents.evaluation import (
     TUNED,
@@ -28,7 +29,7 @@ from agents.evaluation import (
     tune,
 )
 from letta_gym.config import dump
-from letta_gym.envs.glue import Driver
+from letta_gym.envs.glue import Driver, Step
 from letta_gym.errors import ConfigError, SuiteError
 from letta_gym.library.suite import bundled_suite
 from letta_gym.selection import network, subset
@@ -279,7 +280,7 @@ def test_the_quick_return_is_that_of_the_metrics() -> None:
 
 def test_every_agent_meets_the_same_worlds() -> None:
     env = config().environment(split="test")
-    agents: list[Agent] = [Threshold("x", "retrieval", baselines.cosine, 0.2, 1), Oracle()]
+    agents: list[Agent[Driver]] = [Threshold("x", "retrieval", baselines.cosine, 0.2, 1), Oracle()]
     one, other = (begin(agent, env, 7, 5) for agent in agents)
     for agent, driver in zip(agents, (one, other), strict=True):
         for _ in range(3):
@@ -293,6 +294,33 @@ def test_every_agent_meets_the_same_worlds() -> None:
     assert (a["tokens_left"] != b["tokens_left"]).any()
     again = begin(agents[0], env, 8, 5).sessions.arrays()
     assert (again["world.base"] != a["world.base"]).any()
+
+
+class Curious(Threshold):
+    """Loads what it likes, and notes what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__("curious", "retrieval", baselines.hybrid, 0.2, 2)
+        self.told: list[tuple[Observation, Step, NDArray[np.int64]]] = []
+
+    def observe(self, obs: Observation, step: Step, driver: Scene) -> None:
+        self.told.append((obs, step, driver.slot_skills()))
+
+
+@pytest.mark.parametrize("how", [earn, play])
+def test_an_agent_that_learns_is_told_what_each_step_led_to(how: Callable[..., Any]) -> None:
+    env, agent = config().environment(split="test"), Curious()
+    how(agent, env, 3, 10)
+    assert len(agent.told) == env.horizon
+    driver = begin(agent, env, 3, 10)
+    for obs, step, skills in agent.told:
+        expected = driver.observe()
+        np.testing.assert_array_equal(expected["features"], obs["features"])
+        np.testing.assert_array_equal(driver.slot_skills(), skills)
+        picks = agent.act(expected, driver).picks
+        again = driver.step(subset.to_mask(picks, 6))
+        np.testing.assert_array_equal(again.picks, step.picks)
+        np.testing.assert_array_equal(again.reward, step.reward)
 
 
 # --- opponents ------------------------------------------------------------------------------------
@@ -321,7 +349,7 @@ def test_a_tuned_baseline_earns_at_least_what_others_of_its_kind_earn(name: str)
 def test_tuning_never_looks_at_the_split_of_the_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
     splits = set()
 
-    def noted(agent: Agent, env: Any, seed: int, sessions: int) -> float:
+    def noted(agent: Agent[Driver], env: Any, seed: int, sessions: int) -> float:
         splits.add((env.split, seed < config().evaluate.first_seed))
         return 0.0
 

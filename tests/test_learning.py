@@ -17,6 +17,7 @@ from agents.baselines import Agent, Learned, NoSkills, Oracle, Random
 from agents.config import RunConfig
 from agents.evaluation import earn, tune
 from agents.training import Run
+from letta_gym.envs.glue import Driver
 
 CONFIG = RunConfig.model_validate(
     {
@@ -74,12 +75,12 @@ CONFIG = RunConfig.model_validate(
 )
 
 
-def earned(agent: Agent) -> float:
+def earned(agent: Agent[Driver]) -> float:
     """Mean return on tasks that were not trained on, in the same worlds for every agent."""
     return earn(agent, CONFIG.environment(split="validation"), seed=5, sessions=400)
 
 
-def trained(folder: Path) -> tuple[Agent, Agent]:
+def trained(folder: Path) -> tuple[Agent[Driver], Agent[Driver]]:
     """The greedy policy before and after training."""
     run = Run(CONFIG, folder)
     before = Learned(run.ppo.parameters.as_dict())

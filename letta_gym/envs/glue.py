@@ -131,6 +131,10 @@ class Driver:
         """D, length of the vectors."""
         return int(self.pool.task_vectors.shape[1])
 
+    def slot_skills(self) -> Int:
+        """Pool index of the skill in each slot of the decisions at hand, shape (B, M)."""
+        return self.sessions.slot_skills()
+
     def observe(self) -> Arrays:
         """Fresh arrays of the current observation of every session."""
         s = self.sessions
