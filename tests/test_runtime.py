@@ -176,7 +176,7 @@ class Twin:
         _, situation = self.selector.situation(self.session, text, vector, self.available)
         p = self.policy
         f = features(situation, p.evidence, p.token_price)
-        seen = {"features": f[0], "context": context(situation, f, p.evidence)[0]}
+        seen = {"features": f[0], "context": context(situation, f)[0]}
         return text, vector, seen | {"action_mask": situation.mask[0].astype(np.int8)}
 
     def step(self) -> tuple[list[str], list[str], bool, dict[str, Any]]:
@@ -509,7 +509,7 @@ def test_no_number_of_an_observation_leaves_its_bounds() -> None:
     assert 8 * made.token_price * situation.tokens.max() > 80
     assert session.tokens_left / 1000 > 8
     assert_within(FEATURES, f)
-    assert_within(CONTEXT, context(situation, f, extreme))
+    assert_within(CONTEXT, context(situation, f))
 
 
 def test_three_look_alikes_and_a_masked_one_are_compared_as_the_table_says() -> None:

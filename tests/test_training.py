@@ -414,7 +414,7 @@ def test_the_exported_policy_chooses_like_the_trained_network(
         session = selector.session(1e5, 7)
         rows, situation = selector.situation(session, text, vector, installed)
         f = features(situation, run.config.evidence, run.config.env.token_price / 1000)
-        c = context(situation, f, run.config.evidence)
+        c = context(situation, f)
         logits, _, _ = network.forward(weights, f, c, situation.mask)
         picks = [i for i in subset.greedy(logits, 3)[0].tolist() if i >= 0]
         chosen = session.select(text, embedding=vector, available=installed)

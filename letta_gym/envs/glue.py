@@ -142,7 +142,7 @@ class Driver:
         f = features(situation, self.config.evidence, self.config.token_price / 1000)
         arrays: Arrays = {
             "features": f,
-            "context": context(situation, f, self.config.evidence),
+            "context": context(situation, f),
             "action_mask": situation.mask.astype(np.int8),
         }
         if self.config.obs == "full":

@@ -13,7 +13,14 @@ from letta_gym.config import Section
 from letta_gym.envs.ledger import Ledger
 from letta_gym.envs.pool import Pool
 from letta_gym.errors import ConfigError
-from letta_gym.feedback.evidence import EvidenceConfig, alone_rate, fit, flat, judge
+from letta_gym.feedback.evidence import (
+    EvidenceConfig,
+    alone_nearby,
+    alone_rate,
+    fit,
+    flat,
+    judge,
+)
 from letta_gym.letta.backend import Outcomes, Requests
 from letta_gym.letta.draws import Draws, Layout
 from letta_gym.letta.mock import MockConfig, MockWorld
@@ -296,6 +303,7 @@ class Sessions:
             judgement=judgement.take(self.slots),
             alone=alone,
             alone_rate=general,
+            alone_nearby=alone_nearby(alone, general, self.evidence_config),
             alike=observation.alike_slots(p.alike, skills),
             tokens=tokens,
             mask=self.present.take(at) & (tokens <= tokens_left),

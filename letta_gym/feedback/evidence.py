@@ -186,6 +186,15 @@ def alone_rate(alone: Evidence, config: EvidenceConfig) -> Float:
     return (k * config.prior_alone + good) / (k + good + bad)
 
 
+def alone_nearby(alone: Evidence, rate: Float, config: EvidenceConfig) -> Float:
+    """Posterior success without any skill on tasks like this one, in [0, 1], shape (..., n).
+
+    Kernel masses are the outcomes, ``rate`` (the :func:`alone_rate`) is the prior.
+    """
+    k, good = config.prior_strength, alone.success_mass
+    return (k * rate + good) / (k + good + alone.failure_mass)
+
+
 def uplift(evidence: Evidence, alone: Float, config: EvidenceConfig) -> Float:
     """Posterior of what each skill adds on tasks that it fits, in [-1, 1], shape (..., n).
 

@@ -129,6 +129,7 @@ class Situation:
         scores, evidence, judgement: of each slot's skill, arrays (B, M).
         alone: evidence of outcomes without any skill, arrays (B, 1).
         alone_rate: posterior success without any skill, shape (B, 1).
+        alone_nearby: the same on tasks like this one, shape (B, 1).
         alike: :func:`alike_slots` of the slots' skills, shape (W, B, M).
         tokens: cost of each slot's skill, shape (B, M).
         mask: True where the slot may be chosen, shape (B, M).
@@ -141,7 +142,8 @@ class Situation:
     evidence: Evidence
     judgement: Judgement
     alone: Evidence
-    alone_rate: Float
+    alone_rate: PerSession
+    alone_nearby: PerSession
     alike: Int
     tokens: Float
     mask: Bool
@@ -207,7 +209,7 @@ def features(s: Situation, config: EvidenceConfig, token_price: float) -> Float:
     np.log1p(masses, out=masses)
 
     at = FEATURE
-    nearest_success, here = e.success_similarity, _alone_here(s, config)
+    nearest_success, here = e.success_similarity, s.alone_nearby
     near = k + e.success_mass + e.failure_mass
     np.subtract((k * here + e.success_mass) / near, here, out=columns[at["local_gain"]])
     weight = e.fit_successes + e.fit_failures
@@ -228,7 +230,7 @@ def features(s: Situation, config: EvidenceConfig, token_price: float) -> Float:
     return np.ascontiguousarray(columns.transpose(1, 2, 0))
 
 
-def context(s: Situation, f: Float, config: EvidenceConfig) -> Float:
+def context(s: Situation, f: Float) -> Float:
     """Fill the columns of :data:`CONTEXT` from the situation and its features ``f``, (B, C).
 
     Every number lies within the bounds of its column.
@@ -247,7 +249,7 @@ def context(s: Situation, f: Float, config: EvidenceConfig) -> Float:
         1 - s.tasks_left / s.horizon,
         np.log1p(s.outcomes) / 8,
         s.alone_rate,
-        _alone_here(s, config),
+        s.alone_nearby,
         np.log1p(_MASS * (s.alone.success_mass + s.alone.failure_mass)) / 2,
         free / slots,
         retrieval * some,
@@ -303,10 +305,3 @@ def _best_other(values: Float, mask: Bool) -> Float:
     top = np.sort(known, -1)
     best, second = top[..., -1:], top[..., -2:-1]
     return np.maximum(np.where(known >= best, second, best), 0)
-
-
-def _alone_here(s: Situation, config: EvidenceConfig) -> Float:
-    """Posterior success of the agent without skills near this task, shape (B, 1)."""
-    k, alone = config.prior_strength, s.alone
-    mass = alone.success_mass + alone.failure_mass
-    return (k * s.alone_rate + alone.success_mass) / (k + mass)

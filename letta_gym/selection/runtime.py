@@ -8,12 +8,13 @@ from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from letta_gym.errors import ConfigError, DecisionError, EmbeddingError
-from letta_gym.feedback.evidence import Evidence, Judgement, alone_rate, judge
+from letta_gym.feedback.evidence import Evidence, Judgement, alone_nearby, alone_rate, judge
 from letta_gym.feedback.memory import ALONE, OutcomeMemory
 from letta_gym.feedback.outcome import Outcome
 from letta_gym.library.embeddings import Embedder
@@ -61,8 +62,7 @@ class Selection:
         return explain(self._trace)
 
 
-@dataclass(frozen=True, slots=True)
-class _Chosen:
+class _Chosen(NamedTuple):
     """What the memory needs of a chosen skill: its key, its fit to the task, and its cost."""
 
     key: str
@@ -70,8 +70,7 @@ class _Chosen:
     tokens: int
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class _Pending:
+class _Pending(NamedTuple):
     """A decision that waits for its outcome."""
 
     vector: Float
@@ -243,7 +242,7 @@ class SkillSelector:
         vector = self._embed(text, embedding)
         rows, situation = self.situation(session, text, vector, available)
         f = features(situation, policy.evidence, policy.token_price)
-        c = context(situation, f, policy.evidence)
+        c = context(situation, f)
         logits = network.logits(policy.weights, f, c, situation.mask)
         if bilinear.rank(policy.weights):
             bilinear.add(policy.weights, logits, (vector[None], shelf.vectors[rows][None]))
@@ -311,6 +310,7 @@ class SkillSelector:
             evidence=Evidence(shown[8:]),
             alone=alone,
             alone_rate=general,
+            alone_nearby=alone_nearby(alone, general, p.evidence),
             alike=shelf.alike(slots),
             tokens=tokens,
             mask=usable.take(slots) & (tokens <= tokens_left),
@@ -360,12 +360,11 @@ class SkillSelector:
         order: Sequence[int],
     ) -> None:
         chosen: dict[str, _Chosen] = {}
-        if order:
-            fits = situation.judgement.fit[0, order].tolist()
-            for slot, meant in zip(order, fits, strict=True):
-                row = int(rows[slot])
-                skill = self.shelf.skills[row]
-                chosen[skill.id] = _Chosen(self.shelf.keys[row + 1], meant, skill.tokens)
+        meant = situation.judgement.fit[0]
+        for slot in order:
+            row = rows[slot]
+            skill = self.shelf.skills[row]
+            chosen[skill.id] = _Chosen(self.shelf.keys[row + 1], float(meant[slot]), skill.tokens)
         self._pending[decision_id] = _Pending(vector, chosen, session)
         if len(self._pending) > self.max_pending:
             self._pending.popitem(last=False)
@@ -375,7 +374,7 @@ def _affordable(picks: Int, situation: Situation, k: int) -> list[int]:
     """The slots of ``picks`` (1, k) that are carried out, as the environment carries them out."""
     wanted = [slot for slot in picks[0].tolist() if slot >= 0]
     tokens = situation.tokens
-    if tokens[0, wanted].sum() <= situation.tokens_left:
+    if sum([tokens[0, slot] for slot in wanted]) <= situation.tokens_left:
         return wanted
     mask = subset.to_mask(picks, tokens.shape[1]).astype(bool)
     kept = candidates.affordable(mask, tokens, situation.tokens_left, k)

@@ -217,9 +217,8 @@ def _first_until_stop(keys: Floats, k: int) -> Picks:
     if k < 1:
         raise ConfigError(f"a subset needs room for at least one item: k >= 1; got k = {k}")
     choices = keys.shape[1]
-    order = (-keys).argsort(axis=1, kind="stable")[:, :k]
-    stopped = np.logical_or.accumulate(order == choices - 1, axis=1)
-    picks: Picks = np.where(stopped, NO_PICK, order)
+    picks: Picks = (-keys).argsort(axis=1, kind="stable")[:, :k].copy()
+    picks[np.logical_or.accumulate(picks == choices - 1, axis=1)] = NO_PICK
     if k <= choices:
         return picks
     return np.pad(picks, ((0, 0), (0, k - choices)), constant_values=NO_PICK)
