@@ -91,7 +91,7 @@ $(VENV)/.light: pyproject.toml constraints.txt | $(VENV)/.made
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/.made
 	$(PIP) install torch==2.13.0
-	$(EDIT) -e '.[dev,embeddings,onnx]' $(PINS)
+	$(EDIT) -e '.[dev,embeddings,onnx,letta]' $(PINS)
 	@touch $(VENV)/.light $(VENV)/.embedder $@
 
 $(VENV)/.embedder: $(VENV)/.light

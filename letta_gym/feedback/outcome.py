@@ -23,11 +23,14 @@ class Outcome:
         source: who judged, such as "grader", "human", "labels" or "simulation".
         steps: steps that the agent took.
         tool_errors: tool calls that failed.
+        usage: tokens that the model read and wrote in all.
         latency: seconds from the request to the reply.
         stop_reason: why the agent stopped, in the words of its backend.
         error: what failed, where something did.
         response: the agent's final answer.
         run_id, step_ids: where the backend keeps the run, for feedback that arrives later.
+        may_have_run: whether the task may have been carried out, besides what this outcome tells,
+            by a try that failed.
 
     Raises:
         ConfigError: a number out of range, or evidence that nobody graded.
@@ -41,12 +44,14 @@ class Outcome:
     source: str = "grader"
     steps: int | None = None
     tool_errors: int | None = None
+    usage: int | None = None
     latency: float | None = None
     stop_reason: str | None = None
     error: str | None = None
     response: str | None = None
     run_id: str | None = None
     step_ids: tuple[str, ...] = ()
+    may_have_run: bool = False
 
     def __post_init__(self) -> None:
         if self.success is None:
@@ -57,7 +62,7 @@ class Outcome:
                 )
         elif not (math.isfinite(self.success) and 0 <= self.success <= 1):
             raise ConfigError(f"success must lie in [0, 1]; got {self.success!r}")
-        for name in ("tokens", "steps", "tool_errors", "latency"):
+        for name in ("tokens", "steps", "tool_errors", "usage", "latency"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= 0):
                 raise ConfigError(f"{name} must be a number of at least 0; got {value!r}")

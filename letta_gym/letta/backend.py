@@ -12,6 +12,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from letta_gym.feedback.outcome import Outcome
+
 Float = NDArray[np.float32]
 Int = NDArray[np.int64]
 Bool = NDArray[np.bool_]
@@ -45,6 +47,7 @@ class Outcomes:
             shape (B,). For evaluation only; it never reaches an observation.
         evidence: False where the infrastructure failed: such an outcome says nothing about a skill
             and enters neither memory nor reward, shape (B,).
+        details: each outcome in full where a real agent gave it, length B; else empty.
     """
 
     success: Float
@@ -52,6 +55,7 @@ class Outcomes:
     tokens: Float
     expected: Float
     evidence: Bool
+    details: tuple[Outcome, ...] = ()
 
 
 class Backend(Protocol):
@@ -60,7 +64,9 @@ class Backend(Protocol):
     def execute(self, requests: Requests) -> Outcomes:
         """Carry out every request, in one call.
 
+        A request whose infrastructure failed has an outcome that is no evidence.
+
         Raises:
-            BackendError: the infrastructure failed for good; no outcome is invented.
+            BackendError: no request could be carried out at all; no outcome is invented.
         """
         ...
