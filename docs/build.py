@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from letta_gym.envs.checks import CHECKS_SINGLE, CHECKS_VECTOR
+from letta_gym.envs.checks import CHECKS_ANY, CHECKS_SINGLE, CHECKS_VECTOR, CHECKS_WRAPPER
 from letta_gym.files import write_atomically
 from letta_gym.selection.observation import CONTEXT, FEATURES, Column
 
@@ -36,12 +36,28 @@ def checks(functions: Iterable[Callable[..., None]]) -> str:
     return "\n".join(lines)
 
 
+def wrappers(classes: Iterable[type]) -> str:
+    """A Markdown list of wrappers, each with its first sentence and what it says of the optimum."""
+    lines = []
+    for wrapper in classes:
+        paragraphs = (wrapper.__doc__ or "").split("\n\n")
+        optimum = next(part for part in paragraphs if part.strip().startswith("The optimum:"))
+        text = " ".join(f"{paragraphs[0]} {optimum}".replace("``", "`").split())
+        lines.append(f"- `{wrapper.__name__}`: {text}")
+    return "\n".join(lines)
+
+
 GENERATED: Mapping[str, Mapping[str, Callable[[], str]]] = {
     "environment.md": {
         "features": lambda: columns(FEATURES),
         "context": lambda: columns(CONTEXT),
         "checks-single": lambda: checks(CHECKS_SINGLE),
         "checks-vector": lambda: checks(CHECKS_VECTOR),
+    },
+    "algorithms.md": {
+        "wrappers": lambda: wrappers(CHECKS_WRAPPER),
+        "checks-any": lambda: checks(CHECKS_ANY),
+        "checks-wrapper": lambda: checks(CHECKS_WRAPPER.values()),
     },
 }
 """File of this folder -> name of a part -> what makes it."""

@@ -24,6 +24,8 @@ from letta_gym.envs.playing import (
     expect_equal,
     expect_inside,
     expect_unshared,
+    random_actions,
+    same,
     session,
     slots,
 )
@@ -68,8 +70,10 @@ def check_same_seed_same_session(make: MakeSingle) -> None:
         for i, (a, b) in enumerate(zip(steps, repeated, strict=True)):
             expect_equal(vars(a), vars(b), f"step {i} with the same seed")
     others = [make().reset(seed=SEED + i)[0] for i in range(1, 6)]
-    same = [all(np.array_equal(first[k], o[k]) for k in first) for o in others]
-    expect(not all(same), "expected other seeds to give other sessions; got the same observation")
+    expect(
+        not all(same(first, other) for other in others),
+        "expected other seeds to give other sessions; got the same observation",
+    )
 
 
 def check_fresh_arrays(make: MakeSingle) -> None:
@@ -77,7 +81,7 @@ def check_fresh_arrays(make: MakeSingle) -> None:
     env = make()
     calls: list[Any] = [env.reset(seed=SEED)]
     kept = [copy.deepcopy(calls[0])]
-    for action in itertools.islice(actions(slots(env)), MAX_STEPS):
+    for action in itertools.islice(random_actions(env), MAX_STEPS):
         observation, _, terminated, truncated, info = env.step(action)
         calls.append((observation, info))
         kept.append(copy.deepcopy(calls[-1]))
@@ -176,12 +180,17 @@ def check_how_sessions_end(make: MakeSingle) -> None:
             expect(len(steps) < horizon, f"{played}: expected the session to end")
 
 
-CHECKS_SINGLE: tuple[Callable[[MakeSingle], None], ...] = (
+CHECKS_ANY: tuple[Callable[[MakeSingle], None], ...] = (
     check_gymnasium_accepts_it,
     check_same_seed_same_session,
     check_fresh_arrays,
     check_plain_python_ends,
     check_observations_in_space,
+)
+"""Those that need no slots, and so hold of every wrapper too."""
+
+CHECKS_SINGLE: tuple[Callable[[MakeSingle], None], ...] = (
+    *CHECKS_ANY,
     check_masked_bits_do_nothing,
     check_the_first_k_bits_count,
     check_how_sessions_end,

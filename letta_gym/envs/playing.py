@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,8 +27,8 @@ MAX_STEPS = 400
 class Transition:
     """One step of a single environment; ``observation`` is what the action led to."""
 
-    action: NDArray[np.int8]
-    observation: Mapping[str, Any]
+    action: Any
+    observation: Any
     reward: Any
     terminated: Any
     truncated: Any
@@ -67,6 +68,15 @@ def expect_equal(expected: Any, came: Any, where: str) -> None:
         raise AssertionError(f"{where}: expected {a[at]!r} at {at}; got {b[at]!r}")
 
 
+def same(a: Any, b: Any) -> bool:
+    """Whether :func:`expect_equal` has nothing to say."""
+    try:
+        expect_equal(a, b, "")
+    except AssertionError:
+        return False
+    return True
+
+
 def actions(count: int, seed: int = SEED) -> Iterator[NDArray[np.int8]]:
     """Random actions, int8 (count,), from the empty set to nearly all bits."""
     rng = np.random.default_rng(seed)
@@ -75,16 +85,26 @@ def actions(count: int, seed: int = SEED) -> Iterator[NDArray[np.int8]]:
         yield (rng.random(count) < share).astype(np.int8)
 
 
+def random_actions(env: Env, seed: int = SEED) -> Iterator[Any]:
+    """Random actions of any space; of slots those of :func:`actions`."""
+    if isinstance(env.action_space, gymnasium.spaces.MultiBinary):
+        yield from actions(slots(env), seed)
+    space = copy.deepcopy(env.action_space)
+    space.seed(seed)
+    while True:
+        yield space.sample()
+
+
 def session(
-    env: Env, seed: int, adapt: Callable[[NDArray[np.int8]], NDArray[np.int8]] | None = None
-) -> tuple[Mapping[str, Any], list[Transition]]:
+    env: Env, seed: int, adapt: Callable[[Any], Any] | None = None
+) -> tuple[Any, list[Transition]]:
     """Play one session from ``seed``: its first observation and its steps.
 
     ``adapt`` may replace each action, knowing the environment.
     """
     first, _ = env.reset(seed=seed)
     steps = []
-    for action in itertools.islice(actions(slots(env), seed), MAX_STEPS):
+    for action in itertools.islice(random_actions(env, seed), MAX_STEPS):
         played = action if adapt is None else adapt(action)
         steps.append(Transition(played, *env.step(played)))
         if steps[-1].ended:
@@ -124,19 +144,20 @@ def expect_unshared(calls: Sequence[Any], what: str) -> None:
 
 
 def expect_inside(space: gymnasium.Space[Any], observation: Any, where: str) -> None:
-    """Compare keys, dtypes, shapes and bounds with a ``Dict`` space of boxes."""
-    expect(isinstance(space, gymnasium.spaces.Dict), f"expected a Dict space; got {space}")
-    parts: Mapping[str, Any] = space.spaces  # type: ignore[attr-defined]
-    keys = sorted(observation)
-    expect(keys == sorted(parts), f"{where}: expected the keys {sorted(parts)}; got {keys}")
-    for key, part in parts.items():
-        value = observation[key]
-        kind = (value.dtype, value.shape)
-        expect(kind == (part.dtype, part.shape), f"{where}[{key!r}]: expected {part}; got {kind}")
-        outside = np.argwhere(~((value >= part.low) & (value <= part.high)))
-        if len(outside):
-            at = tuple(int(i) for i in outside[0])
-            low, high = part.low[at], part.high[at]
-            raise AssertionError(
-                f"{where}[{key!r}]: expected {low} to {high} at {at}; got {value[at]!r}"
-            )
+    """Compare keys, dtypes, shapes and bounds with a box, or a ``Dict`` space of boxes."""
+    if isinstance(space, gymnasium.spaces.Dict):
+        keys = sorted(observation)
+        known = sorted(space.spaces)
+        expect(keys == known, f"{where}: expected the keys {known}; got {keys}")
+        for key, part in space.spaces.items():
+            expect_inside(part, observation[key], f"{where}[{key!r}]")
+        return
+    if not isinstance(space, gymnasium.spaces.Box):
+        raise AssertionError(f"expected a Box, or a Dict space of boxes; got {space}")
+    kind = (observation.dtype, observation.shape)
+    expect(kind == (space.dtype, space.shape), f"{where}: expected {space}; got {kind}")
+    outside = np.argwhere(~((observation >= space.low) & (observation <= space.high)))
+    if len(outside):
+        at = tuple(int(i) for i in outside[0])
+        low, high = space.low[at], space.high[at]
+        raise AssertionError(f"{where}: expected {low} to {high} at {at}; got {observation[at]!r}")
