@@ -49,6 +49,9 @@ dev: $(VENV)/.dev ## install everything that developing needs (torch among it)
 test: lint ## lint, then run every test
 	$(BIN)/python -m pytest
 
+test-postgres: $(VENV)/.dev ## run the tests of the store on a PostgreSQL of their own
+	.ci/with-postgres $(BIN)/python -m pytest -p no:cacheprovider tests/test_store.py
+
 lint: $(VENV)/.dev ## check style, format and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -71,7 +74,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^##@ /{printf "\n%s:\n", substr($$0, 5)} \
 		/^[a-z][a-z-]*:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-.PHONY: install train evaluate tensorboard try dev test lint format figures clean help .task
+.PHONY: install train evaluate tensorboard try dev test test-postgres lint format figures clean help .task
 
 # What the targets above stand on. A stamp file in .venv says that a step is done; the two files
 # that decide what is installed make it stale.
@@ -91,7 +94,7 @@ $(VENV)/.light: pyproject.toml constraints.txt | $(VENV)/.made
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/.made
 	$(PIP) install torch==2.13.0
-	$(EDIT) -e '.[dev,embeddings,onnx,letta]' $(PINS)
+	$(EDIT) -e '.[dev,embeddings,onnx,letta,serve,postgres]' $(PINS)
 	@touch $(VENV)/.light $(VENV)/.embedder $@
 
 $(VENV)/.embedder: $(VENV)/.light

@@ -8,6 +8,7 @@ The way of the data, one room a stage; arrows between rooms run downwards only:
 ``selection``        the choice itself: candidates, observation, network, policy_file, runtime
 ``letta``            who carries the task out: the backend protocol and the offline mock
 ``envs``             Gymnasium glue over the rooms above: single, vector, checks
+``store``            what outlives the process: models, migrations, the decision log, export
 ===================  ==============================================================================
 
 Importing this package registers ``letta_gym/MockSkillSelection-v0``.

@@ -1,4 +1,4 @@
-"""The ``letta-gym`` command: choose skills, check them, look into a policy, embed a suite."""
+"""The ``letta-gym`` command; the commands of the store are in :mod:`letta_gym.store.commands`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
+
+from letta_gym.store import commands as store_commands
 
 if TYPE_CHECKING:  # every command imports what it needs, so that --help is instant
     from letta_gym.library.vectors import Float
@@ -124,6 +126,7 @@ def _parser() -> argparse.ArgumentParser:
         "write the vectors of a suite, with an installed embedder",
     )
     one.add_argument("folder", metavar="DIR", help="suite folder: tasks.jsonl and its skills")
+    store_commands.add(commands)
     return parser
 
 

@@ -43,7 +43,11 @@ class CheckpointError(LettaGymError, ValueError):
 
 
 class DecisionError(LettaGymError, LookupError):
-    """An outcome was recorded for a decision that is unknown or already settled."""
+    """An outcome was recorded for a decision that is unknown, expired or already settled."""
+
+
+class StoreError(LettaGymError, RuntimeError):
+    """The store cannot be reached, is of a later version, or does not hold what is asked for."""
 
 
 class BackendError(LettaGymError, RuntimeError):

@@ -6,11 +6,26 @@ import contextlib
 import hashlib
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 
 def write_atomically(path: Path | str, data: bytes) -> None:
     """Write ``data`` to ``path`` so that a reader sees the old file or the new one, never a part.
+
+    See :func:`replacing`, which is for what does not fit into memory.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written; ``path`` is then untouched.
+    """
+    with replacing(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def replacing(path: Path | str) -> Iterator[BinaryIO]:
+    """A file to write to that takes the place of ``path`` when the block ends without an error.
 
     The bytes go to a temporary file in the same folder, are forced to the disk, and take the name
     in one step; the folder is forced to the disk last, so that the name survives a power cut too.
@@ -24,7 +39,7 @@ def write_atomically(path: Path | str, data: bytes) -> None:
     temporary = path.parent / f".{path.name[:100]}.{secrets.token_hex(8)}.tmp"
     try:
         with open(temporary, "xb") as file:
-            file.write(data)
+            yield file
             file.flush()
             _keep_mode(path, temporary)
             os.fsync(file.fileno())

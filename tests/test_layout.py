@@ -40,6 +40,9 @@ HEAVY = {
     "letta_client",
     "fastapi",
     "sqlalchemy",
+    "alembic",
+    "psycopg",
+    "pyarrow",
     "gradio",
     "ray",
     "stable_baselines3",
@@ -109,7 +112,7 @@ def test_the_extras_are_those_that_are_documented() -> None:
 def test_every_light_and_development_dependency_is_pinned() -> None:
     project = _pyproject()["project"]
     extras = project["optional-dependencies"]
-    tested = ("dev", "embeddings", "onnx", "letta")
+    tested = ("dev", "embeddings", "onnx", "letta", "serve", "postgres")
     wanted = [*project["dependencies"], *(text for extra in tested for text in extras[extra])]
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pins = [line for line in lines if not line.startswith("#")]
@@ -144,7 +147,7 @@ def test_make_hands_a_task_on_as_plain_text(tmp_path: Path) -> None:
     assert not (ROOT / "broken").exists()
 
 
-@pytest.mark.parametrize("module", ["letta_gym", "letta_gym.selection.runtime"])
+@pytest.mark.parametrize("module", ["letta_gym", "letta_gym.selection.runtime", "letta_gym.cli"])
 def test_importing_is_light(module: str) -> None:
     program = f"import sys, {module}; print(*sorted(m for m in sys.modules if '.' not in m))"
     loaded = set(_run(sys.executable, "-c", program).split())

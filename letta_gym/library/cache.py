@@ -49,7 +49,7 @@ class EmbeddingCache:
         self._key = embedder.identity.key
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._connect() as database:
-            _use_write_ahead_log(database)
+            use_write_ahead_log(database)
             database.execute(_SCHEMA)
 
     @property
@@ -111,7 +111,7 @@ class EmbeddingCache:
             ) from error
 
 
-def _use_write_ahead_log(database: sqlite3.Connection) -> None:
+def use_write_ahead_log(database: sqlite3.Connection) -> None:
     """Let readers go on during a write; SQLite's own waiting does not cover this one change."""
     deadline = time.monotonic() + _WAIT_SECONDS
     while True:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from letta_gym.errors import ConfigError, DecisionError, EmbeddingError
+from letta_gym.feedback.decision import Decision, DecisionLog, Pick
 from letta_gym.feedback.evidence import Evidence, Judgement, alone_nearby, alone_rate, judge
 from letta_gym.feedback.memory import ALONE, OutcomeMemory
 from letta_gym.feedback.outcome import Outcome
@@ -62,19 +63,11 @@ class Selection:
         return explain(self._trace)
 
 
-class _Chosen(NamedTuple):
-    """What the memory needs of a chosen skill: its key, its fit to the task, and its cost."""
-
-    key: str
-    fit: float
-    tokens: int
-
-
 class _Pending(NamedTuple):
     """A decision that waits for its outcome."""
 
     vector: Float
-    chosen: Mapping[str, _Chosen]
+    chosen: Mapping[str, Pick]
     session: Session
 
 
@@ -112,6 +105,7 @@ class SkillSelector:
         shelf: the library with its vectors.
         memory: past outcomes; a new empty memory by default.
         rng: source of exploration; needed for ``explore=True`` to be reproducible.
+        log: where decisions and outcomes are kept beyond the process; by default nowhere.
     """
 
     def __init__(
@@ -120,6 +114,7 @@ class SkillSelector:
         shelf: Shelf,
         memory: OutcomeMemory | None = None,
         rng: np.random.Generator | None = None,
+        log: DecisionLog | None = None,
     ) -> None:
         self.policy, self.shelf = policy, shelf
         if memory is None:
@@ -131,6 +126,7 @@ class SkillSelector:
             )
         self.memory = memory
         self.rng = np.random.default_rng() if rng is None else rng
+        self.log = log
         self._pending: OrderedDict[str, _Pending] = OrderedDict()
         self._name, self._numbers = secrets.token_hex(8), itertools.count()
         self.max_pending = 10_000
@@ -145,6 +141,7 @@ class SkillSelector:
         embedder: Embedder | None = None,
         memory: OutcomeMemory | None = None,
         rng: np.random.Generator | None = None,
+        log: DecisionLog | None = None,
     ) -> SkillSelector:
         """Load a policy file and a library.
 
@@ -153,7 +150,7 @@ class SkillSelector:
             skills: a folder of ``SKILL.md`` (stored vectors are used where they are right), or a
                 library.
             embedder: embeds skills and tasks; by default whichever is installed, when needed.
-            memory, rng: see the class.
+            memory, rng, log: see the class.
 
         Raises:
             PolicyFileError: the file is damaged or does not fit this version.
@@ -162,7 +159,7 @@ class SkillSelector:
             MissingExtraError: an embedder is needed and none is installed.
         """
         loaded = policy if isinstance(policy, Policy) else Policy.load(policy)
-        return cls(loaded, Shelf.open(skills, loaded, embedder), memory, rng)
+        return cls(loaded, Shelf.open(skills, loaded, embedder), memory, rng, log)
 
     def session(self, token_budget: float, horizon: int) -> Session:
         """A stream of ``horizon`` tasks under one budget of tokens."""
@@ -198,16 +195,14 @@ class SkillSelector:
     def record(self, decision_id: str, outcome: Outcome) -> None:
         """Learn from the outcome of a decision; the very next choice knows it.
 
+        With a log the decision may be another process's, or older than this one, and recording the
+        same outcome again changes nothing.
+
         Raises:
             DecisionError: the decision is unknown, was recorded before, or is too long ago.
             ConfigError: the outcome names a skill that was not chosen.
         """
-        pending = self._pending.get(decision_id)
-        if pending is None:
-            raise DecisionError(
-                f"no decision {decision_id!r} waits for an outcome: it was recorded before, came "
-                f"from another selector, or is not among the last {self.max_pending:,}"
-            )
+        pending = self._pending.get(decision_id) or self._recall(decision_id)
         chosen = pending.chosen
         loaded = tuple(chosen if outcome.loaded is None else dict.fromkeys(outcome.loaded))
         foreign = [i for i in loaded if i not in chosen]
@@ -216,7 +211,14 @@ class SkillSelector:
                 f"the outcome says that {foreign} were loaded; chosen were {list(chosen)}. "
                 "Record it again with those of the chosen skills that the agent loaded"
             )
-        del self._pending[decision_id]
+        new = self.log is None or self.log.recorded(decision_id, outcome)
+        self._pending.pop(decision_id, None)
+        if not new:
+            return
+        self._learn(pending, loaded, outcome)
+
+    def _learn(self, pending: _Pending, loaded: Sequence[str], outcome: Outcome) -> None:
+        chosen = pending.chosen
         if not outcome.evidence or outcome.success is None:
             return
         cost = sum(chosen[i].tokens for i in loaded) if outcome.tokens is None else outcome.tokens
@@ -251,7 +253,26 @@ class SkillSelector:
         order = sorted(_affordable(picks, situation, k), key=lambda slot: (-score[slot], slot))
         skills = tuple([shelf.skills[rows[slot]] for slot in order])
         decision_id = f"{self._name}-{next(self._numbers)}"
-        self._remember(decision_id, session, vector, situation, rows, order)
+        chosen = self._picks(situation, rows, order)
+        if self.log is not None:
+            self.log.decided(
+                Decision(
+                    id=decision_id,
+                    task=text,
+                    vector=vector,
+                    skills=tuple([shelf.skills[row] for row in rows]),
+                    keys=tuple([shelf.keys[row + 1] for row in rows]),
+                    features=f[0],
+                    context=c[0],
+                    scores=logits[0],
+                    picks=chosen,
+                    k=picks.shape[1],
+                    log_propensity=log_propensity,
+                    explored=explore,
+                    policy_digest=policy.digest,
+                )
+            )
+        self._remember(decision_id, _Pending(vector, {one.skill: one for one in chosen}, session))
         session.tasks_left = max(session.tasks_left - 1, 0)
         e = situation.evidence
         return Selection(
@@ -350,24 +371,31 @@ class SkillSelector:
         picks = subset.sample(exact, k, self.rng)
         return picks, float(subset.set_log_prob(exact, picks)[0])
 
-    def _remember(
-        self,
-        decision_id: str,
-        session: Session,
-        vector: Float,
-        situation: Situation,
-        rows: Int,
-        order: Sequence[int],
-    ) -> None:
-        chosen: dict[str, _Chosen] = {}
+    def _picks(self, situation: Situation, rows: Int, order: Sequence[int]) -> tuple[Pick, ...]:
+        picks: list[Pick] = []
         meant = situation.judgement.fit[0]
         for slot in order:
             row = rows[slot]
             skill = self.shelf.skills[row]
-            chosen[skill.id] = _Chosen(self.shelf.keys[row + 1], float(meant[slot]), skill.tokens)
-        self._pending[decision_id] = _Pending(vector, chosen, session)
+            key = self.shelf.keys[row + 1]
+            picks.append(Pick(slot, skill.id, key, float(meant[slot]), skill.tokens))
+        return tuple(picks)
+
+    def _remember(self, decision_id: str, pending: _Pending) -> None:
+        self._pending[decision_id] = pending
         if len(self._pending) > self.max_pending:
             self._pending.popitem(last=False)
+
+    def _recall(self, decision_id: str) -> _Pending:
+        """A decision that only the log knows; its session is over."""
+        if self.log is None:
+            raise DecisionError(
+                f"no decision {decision_id!r} waits for an outcome: it was recorded before, came "
+                f"from another selector, or is not among the last {self.max_pending:,}"
+            )
+        waiting = self.log.waiting(decision_id)
+        chosen = {pick.skill: pick for pick in waiting.picks}
+        return _Pending(waiting.vector, chosen, Session(self, _UNLIMITED, 1))
 
 
 def _affordable(picks: Int, situation: Situation, k: int) -> list[int]:

@@ -1,0 +1,89 @@
+"""Agents: whose skills, decisions and outcomes the store keeps, and who else may see them."""
+
+from __future__ import annotations
+
+import difflib
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from letta_gym.errors import ConfigError, StoreError
+from letta_gym.store.engine import Clock, Database
+from letta_gym.store.models import PRIVATE, SCOPES, Agent, Viewer
+
+
+class Agents:
+    """The agents of a store."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database, self._clock = database, clock
+
+    def ensure(self, name: str, *, team: str | None = None, scope: str = PRIVATE) -> Viewer:
+        """The agent ``name``, made when it is new; an agent that exists stays as it is.
+
+        Args:
+            name: unique in the store.
+            team: which agents are of one team.
+            scope: who may see what it does: "private", "team" or "shared".
+
+        Raises:
+            ConfigError: an empty name or an unknown scope.
+        """
+        if not name:
+            raise ConfigError("an agent needs a name; got ''")
+        _check_scope(scope)
+
+        def work(session: Session) -> Viewer:
+            agent = session.scalar(select(Agent).where(Agent.name == name))
+            if agent is None:
+                agent = Agent(name=name, team=team, scope=scope, created_at=self._clock())
+                session.add(agent)
+                session.flush()
+            return Viewer(agent.id, agent.name, agent.team)
+
+        return self._database.once(work)
+
+    def get(self, name: str) -> Viewer:
+        """The agent ``name``.
+
+        Raises:
+            StoreError: there is none.
+        """
+        with self._database.read(None) as session:
+            return _viewer(_find(session, name))
+
+    def change(self, name: str, *, team: str | None, scope: str) -> Viewer:
+        """Put an agent into a team and a scope; what it did before moves along.
+
+        Raises:
+            StoreError: there is no such agent.
+            ConfigError: an unknown scope.
+        """
+        _check_scope(scope)
+        with self._database.write() as session:
+            agent = _find(session, name)
+            agent.team, agent.scope = team, scope
+            return _viewer(agent)
+
+    def all(self, viewer: Viewer | None = None) -> list[Agent]:
+        """The agents that ``viewer`` may see, by name; None is the operator, who sees all."""
+        with self._database.read(viewer) as session:
+            return [*session.scalars(select(Agent).order_by(Agent.name))]
+
+
+def _viewer(agent: Agent) -> Viewer:
+    return Viewer(agent.id, agent.name, agent.team)
+
+
+def _find(session: Session, name: str) -> Agent:
+    agent = session.scalar(select(Agent).where(Agent.name == name))
+    if agent is None:
+        near = difflib.get_close_matches(name, session.scalars(select(Agent.name)), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "add it with agents.ensure()"
+        raise StoreError(f"the store knows no agent {name!r}; {hint}")
+    return agent
+
+
+def _check_scope(scope: str) -> None:
+    if scope not in SCOPES:
+        raise ConfigError(f"a scope is one of {', '.join(SCOPES)}; got {scope!r}")

@@ -1,0 +1,189 @@
+"""The log as JSON lines or Parquet: one record a decision, with what came of it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from letta_gym.errors import ConfigError, MissingExtraError
+from letta_gym.files import replacing
+from letta_gym.store.history import Logged
+
+FORMATS = ("jsonl", "parquet")
+
+_GROUP = 2_000  # records a row group of Parquet
+
+Record = dict[str, Any]
+Names = Mapping[int, tuple[str, str]]
+"""Skill id and content hash of each version."""
+
+
+def export(logged: Iterable[Logged], names: Names, path: Path | str, form: str) -> int:
+    """Write decisions to ``path``, which appears once it is whole; returns how many.
+
+    Masked slots have the score -inf in Parquet and null in JSON.
+
+    Raises:
+        ConfigError: an unknown form.
+        MissingExtraError: Parquet without pyarrow.
+        OSError: the file cannot be written.
+    """
+    if form not in FORMATS:
+        raise ConfigError(f"the log can be exported as {' or '.join(FORMATS)}; got {form!r}")
+    records = (record(one, names) for one in logged)
+    write: Callable[[Iterator[Record], Path], int]
+    write = _write_jsonl if form == "jsonl" else _write_parquet
+    return write(records, Path(path))
+
+
+def record(logged: Logged, names: Names) -> Record:
+    """One decision as plain values."""
+    decision, outcome = logged.decision, logged.outcome
+    return {
+        "decision_id": decision.id,
+        "agent": logged.agent,
+        "decided_at": decision.decided_at,
+        "policy_digest": decision.policy_digest,
+        "mode": decision.mode,
+        "task_hash": decision.task_hash,
+        "task_text": decision.task_text,
+        "vector": decision.vector.tolist(),
+        "candidates": [names[version][0] for version in decision.candidates],
+        "candidate_keys": [names[version][1] for version in decision.candidates],
+        "features": decision.features.tolist(),
+        "context": decision.context.tolist(),
+        "scores": decision.scores.tolist(),
+        "k": decision.k,
+        "log_propensity": decision.log_propensity,
+        "explored": decision.explored,
+        "picks": [
+            {
+                "slot": pick.slot,
+                "skill": pick.skill,
+                "key": pick.key,
+                "fit": pick.fit,
+                "tokens": pick.tokens,
+                "loaded": pick.loaded,
+            }
+            for pick in logged.picks
+        ],
+        "outcome": None
+        if outcome is None
+        else {
+            "success": outcome.success,
+            "evidence": outcome.evidence,
+            "reward": outcome.reward,
+            "reward_parts": outcome.reward_parts,
+            "source": outcome.source,
+            "tokens": logged.tokens,
+            "steps": outcome.steps,
+            "tool_errors": outcome.tool_errors,
+            "latency": outcome.latency,
+            "delay": outcome.delay,
+            "stop_reason": outcome.stop_reason,
+            "error": outcome.error,
+            "response": outcome.response,
+            "run_id": outcome.run_id,
+            "step_ids": outcome.step_ids,
+            "recorded_at": outcome.recorded_at,
+        },
+        "feedback": [
+            {
+                "key": row.key,
+                "source": row.source,
+                "value": row.value,
+                "comment": row.comment,
+                "given_at": row.given_at,
+            }
+            for row in logged.feedback
+        ],
+    }
+
+
+def _write_jsonl(records: Iterator[Record], path: Path) -> int:
+    count = 0
+    with replacing(path) as file:
+        for one in records:
+            one["scores"] = [score if math.isfinite(score) else None for score in one["scores"]]
+            file.write(json.dumps(one, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+            count += 1
+    return count
+
+
+def _write_parquet(records: Iterator[Record], path: Path) -> int:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("serve", "exporting Parquet (pyarrow)") from error
+    schema, count = _schema(pa), 0
+    with replacing(path) as file, pq.ParquetWriter(file, schema) as writer:
+        group: list[Record] = []
+        for one in records:
+            if one["outcome"] is not None:
+                one["outcome"]["reward_parts"] = list(one["outcome"]["reward_parts"].items())
+            group.append(one)
+            count += 1
+            if len(group) == _GROUP:
+                writer.write_table(pa.Table.from_pylist(group, schema))
+                group = []
+        writer.write_table(pa.Table.from_pylist(group, schema))
+    return count
+
+
+def _schema(pa: Any) -> Any:
+    """Written out, so that a column of nothing but nulls has its type too."""
+    text, real, whole, truth = pa.string(), pa.float64(), pa.int64(), pa.bool_()
+    floats = pa.list_(pa.float32())
+    pick = {
+        "slot": whole,
+        "skill": text,
+        "key": text,
+        "fit": real,
+        "tokens": whole,
+        "loaded": truth,
+    }
+    outcome = {
+        "success": real,
+        "evidence": truth,
+        "reward": real,
+        "reward_parts": pa.map_(text, real),
+        "source": text,
+        "tokens": real,
+        "steps": whole,
+        "tool_errors": whole,
+        "latency": real,
+        "delay": real,
+        "stop_reason": text,
+        "error": text,
+        "response": text,
+        "run_id": text,
+        "step_ids": pa.list_(text),
+        "recorded_at": real,
+    }
+    feedback = {"key": text, "source": text, "value": real, "comment": text, "given_at": real}
+    columns = {
+        "decision_id": text,
+        "agent": text,
+        "decided_at": real,
+        "policy_digest": text,
+        "mode": text,
+        "task_hash": text,
+        "task_text": text,
+        "vector": floats,
+        "candidates": pa.list_(text),
+        "candidate_keys": pa.list_(text),
+        "features": floats,
+        "context": floats,
+        "scores": floats,
+        "k": whole,
+        "log_propensity": real,
+        "explored": truth,
+        "picks": pa.list_(pa.struct(list(pick.items()))),
+        "outcome": pa.struct(list(outcome.items())),
+        "feedback": pa.list_(pa.struct(list(feedback.items()))),
+    }
+    return pa.schema(list(columns.items()))

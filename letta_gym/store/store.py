@@ -1,0 +1,146 @@
+"""The store: one database with everything that outlives the process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+
+from sqlalchemy import delete, select
+
+from letta_gym.errors import ConfigError
+from letta_gym.feedback.memory import OutcomeMemory
+from letta_gym.store.agents import Agents
+from letta_gym.store.catalogue import Catalogue
+from letta_gym.store.engine import Clock, Database
+from letta_gym.store.export import export
+from letta_gym.store.history import History
+from letta_gym.store.log import LogConfig, StoreLog
+from letta_gym.store.models import DecisionRow, SkillRow, VersionRow, Viewer
+from letta_gym.store.policies import Policies, Runs, audit
+
+_BATCH = 1_000  # decisions removed in one transaction, so that writers wait only briefly
+
+
+class Store:
+    """Opens a database, brings its tables to this version, and hands out what works on them.
+
+    Threads may share a store, and processes may open the same database.
+
+    Args:
+        url: a path, ``sqlite:///path``, or ``postgresql://user:password@host/name``.
+        clock: gives the time in Unix seconds.
+        create: make a missing SQLite file; otherwise it is an error.
+
+    Attributes:
+        agents: whose decisions are kept.
+        policies: the policies and their status.
+        runs: training runs and their metrics.
+
+    Raises:
+        StoreError: the database cannot be used or is of a later version.
+        MissingExtraError: PostgreSQL without psycopg.
+    """
+
+    def __init__(self, url: str | Path, clock: Clock = time.time, *, create: bool = True) -> None:
+        self.database, self._clock = Database(str(url), create=create), clock
+        try:
+            self.database.migrate()
+        except BaseException:
+            self.database.close()
+            raise
+        self.agents = Agents(self.database, clock)
+        self.policies = Policies(self.database, clock)
+        self.runs = Runs(self.database, clock)
+
+    def catalogue(self, agent: Viewer) -> Catalogue:
+        """The skills of an agent."""
+        return Catalogue(self.database, agent, self._clock)
+
+    def log(self, agent: Viewer, config: LogConfig | None = None) -> StoreLog:
+        """The decision log of an agent, for :class:`SkillSelector`."""
+        catalogue = self.catalogue(agent)
+        return StoreLog(self.database, agent, catalogue, config or LogConfig(), self._clock)
+
+    def history(self, viewer: Viewer | None = None) -> History:
+        """The decisions that an agent may see; for None, the operator, all of them."""
+        return History(self.database, viewer)
+
+    def restore(self, memory: OutcomeMemory, agent: Viewer) -> int:
+        """Fill an empty memory with the newest outcomes of ``agent``; returns how many.
+
+        Raises:
+            ConfigError: the memory is not empty: what it holds would count twice.
+        """
+        if len(memory):
+            raise ConfigError(
+                f"the memory holds {len(memory)} outcomes already; restore into an empty one"
+            )
+        return self.history(agent).fill(memory, agent)
+
+    def export(
+        self,
+        path: Path | str,
+        form: str,
+        *,
+        agent: str | None = None,
+        since: float = 0.0,
+        until: float | None = None,
+    ) -> int:
+        """Write decisions and outcomes as "jsonl" or "parquet"; returns how many decisions.
+
+        Raises:
+            StoreError: no such agent.
+            ConfigError: an unknown form.
+            MissingExtraError: Parquet without pyarrow.
+        """
+        if agent is not None:
+            self.agents.get(agent)
+        logged = self.history().decisions(agent=agent, since=since, until=until)
+        return export(logged, self._names(), path, form)
+
+    def purge(self, older_than_days: float, *, actor: str) -> int:
+        """Remove decisions of long ago with their outcomes and feedback; returns how many.
+
+        Raises:
+            ConfigError: ``older_than_days`` is negative.
+        """
+        if not older_than_days >= 0:
+            raise ConfigError(f"older_than_days must be at least 0; got {older_than_days}")
+        before = self._clock() - older_than_days * 86_400
+        removed = sum(self._remove(before))
+        with self.database.write() as session:
+            detail = {"before": before, "decisions": removed}
+            audit(session, self._clock(), actor, "purge", "decisions", detail)
+        return removed
+
+    def close(self) -> None:
+        """Close the connections; the store cannot be used afterwards."""
+        self.database.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _remove(self, before: float) -> Iterator[int]:
+        old = select(DecisionRow.id).where(DecisionRow.decided_at < before).limit(_BATCH)
+        while True:
+            with self.database.write() as session:
+                ids = session.scalars(old).all()
+                session.execute(delete(DecisionRow).where(DecisionRow.id.in_(ids)))
+            yield len(ids)
+            if len(ids) < _BATCH:
+                return
+
+    def _names(self) -> Mapping[int, tuple[str, str]]:
+        query = select(VersionRow.id, SkillRow.skill, VersionRow.content_hash).join(SkillRow)
+        with self.database.read(None) as session:
+            return {id: (skill, key) for id, skill, key in session.execute(query)}
