@@ -1,0 +1,1 @@
+"""The parts of ``python -m benchmarks.feedback``, one a part of the feedback loop."""
