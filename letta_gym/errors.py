@@ -38,6 +38,10 @@ class PolicyFileError(LettaGymError, ValueError):
     """A policy file is damaged, of another version, or does not fit what it is used with."""
 
 
+class MemoryFileError(LettaGymError, ValueError):
+    """A file of outcomes is damaged, of another version, or does not fit what it is used with."""
+
+
 class CheckpointError(LettaGymError, ValueError):
     """A training checkpoint is damaged or belongs to another configuration."""
 

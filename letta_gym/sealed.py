@@ -20,7 +20,7 @@ from safetensors.numpy import load as load_tensors
 
 _KEY = "letta_gym"
 _BLANK = "0" * 64
-_DTYPES = {"float32": "F32", "int16": "I16", "uint8": "U8"}
+_DTYPES = {"float32": "F32", "int64": "I64", "int16": "I16", "uint8": "U8"}
 
 Tensors = Mapping[str, NDArray[Any]]
 
@@ -30,7 +30,7 @@ class SealError(ValueError):
 
 
 def seal(tensors: Tensors, header: Mapping[str, Any]) -> bytes:
-    """Serialise ``tensors`` (float32, int16 or uint8) and the JSON-able ``header``.
+    """Serialise ``tensors`` (float32, int64, int16 or uint8) and the JSON-able ``header``.
 
     The same content gives the same bytes on every machine. The layout is written here because the
     digest must not depend on the version of a library that is free to order metadata as it likes.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,11 +15,13 @@ from numpy.typing import NDArray
 
 from letta_gym.envs.ledger import Ledger
 from letta_gym.envs.single import SkillSelectionEnv
-from letta_gym.errors import ConfigError
+from letta_gym.errors import ConfigError, MemoryFileError
+from letta_gym.feedback import memory_file
 from letta_gym.feedback.evidence import Evidence, EvidenceConfig, fit, kernel
 from letta_gym.feedback.memory import ALONE, OutcomeMemory
 from letta_gym.letta.backend import Outcomes
 from letta_gym.library.vectors import snap
+from letta_gym.sealed import seal
 
 Float = NDArray[np.float32]
 CONFIG = EvidenceConfig(bandwidth=0.2)
@@ -327,3 +330,138 @@ def test_the_evidence_of_a_session_is_that_of_a_memory_of_its_outcomes(seed: int
         if not outcome["loaded"]:
             memory.add(ALONE, pool.task_vectors[task], outcome["success"])
         assert sessions.outcomes[0] == len(memory)
+
+
+# -- bounds of a skill, discount, copies and the file -------------------------------------------
+
+
+def test_of_a_skill_the_newest_are_kept_and_a_sample_of_those_before() -> None:
+    rows = vectors(400, seed=8)
+    kept = np.zeros(400)
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        memory = OutcomeMemory(6, CONFIG, newest=20, reservoir=30, rng=rng)
+        for i, row in enumerate(rows):
+            memory.add("a", row, 1.0, note=i)
+            assert len(memory) == min(i + 1, 50)
+        notes = memory.entries().note
+        assert len(set(notes)) == 50
+        assert set(range(380, 400)) <= set(notes)
+        kept[notes] += 1
+    early, late = kept[:190].mean() / 60, kept[190:380].mean() / 60
+    assert early == pytest.approx(30 / 380, rel=0.12)
+    assert late == pytest.approx(30 / 380, rel=0.12)
+    assert kept[:380].max() < 60 * 0.35
+
+
+def test_a_skill_over_its_bound_says_what_its_kept_outcomes_say() -> None:
+    past, tasks = random_past(900), vectors(3, seed=5)
+    memory = OutcomeMemory(6, CONFIG, capacity=90, newest=17, reservoir=12)
+    for note, one in enumerate(past):
+        memory.add(one.key, one.vector, one.success, one.fit, note)
+    notes = memory.entries().note
+    assert len(notes) == len(memory) == 90
+    kept = remember([past[note] for note in notes])
+    assert_same(kept.evidence(tasks, KEYS), memory.evidence(tasks, KEYS))
+
+
+@pytest.mark.parametrize("asked", [("a",), ("c", "nobody", "a"), ("b", "b", ALONE), KEYS])
+def test_a_few_keys_are_read_as_they_are_read_among_all(asked: tuple[str, ...]) -> None:
+    memory, tasks = remember(random_past(3000)), vectors(70, seed=3)
+    every, some = memory.tables(tasks, (*KEYS, "nobody")), memory.tables(tasks, asked)
+    where = [(*KEYS, "nobody").index(key) for key in asked]
+    np.testing.assert_array_equal(every[:, :, where], some)
+
+
+@pytest.mark.parametrize("capacity", [40, 5000])
+def test_an_outcome_counts_half_after_its_half_life(capacity: int) -> None:
+    past, tasks = random_past(150), vectors(2, seed=2)
+    memory = OutcomeMemory(6, CONFIG, capacity, newest=30, reservoir=5, half_life=25.0)
+    for note, one in enumerate(past):
+        memory.add(one.key, one.vector, one.success, one.fit, note)
+    evidence, notes = memory.evidence(tasks, KEYS), set(memory.entries().note.tolist())
+    for row, task in enumerate(tasks):
+        for column, key in enumerate(KEYS):
+            expected = np.zeros(7)
+            for note, one in enumerate(past):
+                if note in notes and one.key == key:
+                    alone = np.array(brute_force([one], task, key))
+                    left = 2 ** (-(149 - note) / 25)
+                    expected[:2] = np.maximum(expected[:2], alone[:2])
+                    expected[2:] += left * alone[2:]
+            came = evidence.table[:, row, column]
+            np.testing.assert_allclose(came, expected, atol=2e-3)
+
+
+def test_a_part_of_a_memory_is_the_memory_of_that_part() -> None:
+    past, tasks = random_past(300), vectors(3, seed=4)
+    memory = remember(past)
+    entries = memory.entries()
+    np.testing.assert_array_equal(entries.vectors, [one.vector for one in past])
+    which = np.random.default_rng(1).random(300) < 0.4
+    part = memory.kept(entries, which)
+    few = remember([one for one, chosen in zip(past, which, strict=True) if chosen])
+    assert len(part) == len(few)
+    assert_same(few.evidence(tasks, KEYS), part.evidence(tasks, KEYS))
+    for one in past[:50]:
+        for each in (part, few):
+            each.add(one.key, one.vector, one.success, one.fit)
+    assert_same(few.evidence(tasks, KEYS), part.evidence(tasks, KEYS))
+    assert len(memory) == 300
+
+
+@pytest.mark.parametrize("half_life", [None, 40.0])
+def test_a_memory_that_was_saved_goes_on_as_if_nothing_had_happened(
+    tmp_path: Path, half_life: float | None
+) -> None:
+    past, tasks = random_past(500), vectors(3, seed=6)
+    bounds = {"newest": 20, "reservoir": 15, "half_life": half_life}
+    memory = OutcomeMemory(6, CONFIG, 120, **bounds)  # type: ignore[arg-type]
+    for note, one in enumerate(past[:300]):
+        memory.add(one.key, one.vector, one.success, one.fit, note)
+    memory_file.save(memory, tmp_path / "outcomes.safetensors")
+    again = memory_file.load(tmp_path / "outcomes.safetensors", CONFIG, dimension=6)
+    for note, one in enumerate(past[300:], 300):
+        for each in (memory, again):
+            each.add(one.key, one.vector, one.success, one.fit, note)
+    np.testing.assert_array_equal(memory.entries().note, again.entries().note)
+    a, b = memory.tables(tasks, KEYS), again.tables(tasks, KEYS)
+    np.testing.assert_allclose(a, b, rtol=1e-6)
+    if half_life is None:
+        np.testing.assert_array_equal(a, b)
+
+
+def test_an_empty_memory_can_be_saved(tmp_path: Path) -> None:
+    memory_file.save(OutcomeMemory(6, CONFIG, 9), tmp_path / "outcomes")
+    again = memory_file.load(tmp_path / "outcomes", CONFIG)
+    assert (len(again), again.limits.capacity) == (0, 9)
+
+
+def test_a_damaged_file_of_outcomes_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "outcomes"
+    memory_file.save(remember(random_past(20)), path)
+    data = path.read_bytes()
+    rng = np.random.default_rng(0)
+    for at in [*rng.integers(len(data), size=60).tolist(), len(data) - 1]:
+        broken = bytearray(data)
+        broken[at] ^= 1 << rng.integers(8)
+        path.write_bytes(broken)
+        with pytest.raises(MemoryFileError, match="damaged"):
+            memory_file.load(path, CONFIG)
+    path.write_bytes(data)
+    with pytest.raises(MemoryFileError, match="of 6 dimensions; expected 384"):
+        memory_file.load(path, CONFIG, dimension=384)
+    with pytest.raises(MemoryFileError, match="cannot read"):
+        memory_file.load(tmp_path / "nowhere", CONFIG)
+    path.write_bytes(seal({}, {"format": "other"}))
+    with pytest.raises(MemoryFileError, match="must have the format"):
+        memory_file.load(path, CONFIG)
+    path.write_bytes(seal({}, {"format": memory_file.FORMAT}))
+    with pytest.raises(MemoryFileError, match="lacks or misstates"):
+        memory_file.load(path, CONFIG)
+
+
+@pytest.mark.parametrize(("newest", "reservoir"), [(0, 5), (5, -1), (1000, 25)])
+def test_bounds_of_a_skill_that_make_no_sense_are_refused(newest: int, reservoir: int) -> None:
+    with pytest.raises(ConfigError, match=f"newest={newest} and reservoir={reservoir}"):
+        OutcomeMemory(6, CONFIG, newest=newest, reservoir=reservoir)
