@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -297,8 +297,10 @@ class OutcomeMemory:
         columns, plan = self._where(keys)
         if len(plan.which):
             self._scan(vectors, plan, tables)
-            left = self._left(self._clock - self._stamp[columns])
-            tables[4:] = (self._totals[:, columns] * left)[:, None]
+            totals = self._totals.take(columns, 1)
+            if self.half_life is not None:
+                totals *= self._left(self._clock - self._stamp[columns])
+            tables[4:] = totals[:, None]
         return tables
 
     def _where(self, keys: Sequence[str]) -> tuple[Int, Plan]:
@@ -328,7 +330,8 @@ class OutcomeMemory:
             np.multiply(weight, shares[2:, None], out=into[2:])
             for half, combine in ((slice(0, 2), np.maximum), (slice(2, 4), np.add)):
                 found = _by_owner(combine, into[half], plan)
-                tables[half, first : first + step][..., plan.which] = np.maximum(found, 0)
+                np.maximum(found, 0, out=found)
+                tables[half, first : first + step][..., plan.which] = found
 
     def _read(self, vectors: Float, plan: Plan) -> tuple[Float, Float, Int]:
         """Similarity of the tasks to the rows of the plan (B, R); those rows' shares and serials.
@@ -449,10 +452,14 @@ class OutcomeMemory:
 
 def _by_owner(combine: np.ufunc, values: Float, plan: Plan) -> Float:
     """Combine what was said row by row, (2, b, R), for each owner with rows, (2, b, K)."""
+    if plan.pages is not None:
+        return cast(Float, combine.reduceat(values, plan.starts * PAGE, axis=2))
     paged = values.reshape(*values.shape[:2], -1, PAGE)
+    if values.shape[1] == 1:
+        rows = paged.take(plan.order, 2).reshape(2, 1, -1)
+        return cast(Float, combine.reduceat(rows, plan.starts * PAGE, axis=2))
     # One place of all pages after the other: NumPy is slow at reducing a short last axis.
     whole = combine(paged[..., 0], paged[..., 1])
     for place in range(2, PAGE):
         combine(whole, paged[..., place], out=whole)
-    found: Float = combine.reduceat(whole[..., plan.order], plan.starts, axis=2)
-    return found
+    return cast(Float, combine.reduceat(whole[..., plan.order], plan.starts, axis=2))
