@@ -6,12 +6,13 @@ The way of the data, one room a stage; arrows between rooms run downwards only:
 ``library``          what can be chosen, and for what: skills, tasks, suites, embeddings
 ``feedback``         what outcomes teach: evidence, the outcome memory
 ``selection``        the choice itself: candidates, observation, network, policy_file, runtime
-``letta``            who carries the task out: the backend protocol and the offline mock
+``letta``            who carries the task out: the backend protocol, the offline mock, labels
 ``envs``             Gymnasium glue over the rooms above: single, vector, checks
 ``store``            what outlives the process: models, migrations, the decision log, export
 ===================  ==============================================================================
 
-Importing this package registers ``letta_gym/MockSkillSelection-v0``.
+Importing this package registers ``letta_gym/MockSkillSelection-v0`` and
+``letta_gym/ReplaySkillSelection-v0``.
 """
 
 from __future__ import annotations
@@ -27,4 +28,10 @@ gymnasium.register(
     id="letta_gym/MockSkillSelection-v0",
     entry_point="letta_gym.envs.single:SkillSelectionEnv",
     vector_entry_point="letta_gym.envs.vector:SkillSelectionVectorEnv",
+)
+
+gymnasium.register(
+    id="letta_gym/ReplaySkillSelection-v0",
+    entry_point="letta_gym.envs.replay:ReplayEnv",
+    vector_entry_point="letta_gym.envs.replay:ReplayVectorEnv",
 )

@@ -22,6 +22,7 @@ import train
 from agents.config import RunConfig, read
 from docs.build import GENERATED, built
 from letta_gym import cli, errors
+from letta_gym.envs.deployment import ReplayConfig
 from letta_gym.envs.glue import EnvConfig
 from letta_gym.selection import policy_file, runtime
 
@@ -32,6 +33,7 @@ PAGES = {
 }
 ALL = "\n".join(PAGES.values())
 ENVIRONMENT, TRAINING = PAGES["docs/environment.md"], PAGES["docs/training.md"]
+REPLAY = PAGES["docs/replay.md"]
 RUNTIME, README = PAGES["docs/runtime.md"], PAGES["README.md"]
 MOCK = "configs/mock.yaml"
 
@@ -83,9 +85,16 @@ def test_keys_that_are_left_out_have_the_value_that_is_stated() -> None:
     }
 
 
-def test_every_keyword_of_the_environment_is_documented_with_its_default() -> None:
-    known = EnvConfig().model_dump(mode="json")
-    documented = _column(_section(ENVIRONMENT, "Keywords"), 1)
+@pytest.mark.parametrize(
+    ("page", "config"),
+    [(ENVIRONMENT, EnvConfig()), (REPLAY, ReplayConfig())],
+    ids=["mock", "replay"],
+)
+def test_every_keyword_of_an_environment_is_documented_with_its_default(
+    page: str, config: BaseModel
+) -> None:
+    known = config.model_dump(mode="json")
+    documented = _column(_section(page, "Keywords"), 1)
     sections = {name for name, value in known.items() if isinstance(value, dict)}
 
     assert set(documented) == set(known)

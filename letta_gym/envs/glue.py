@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from gymnasium import spaces
@@ -54,6 +54,10 @@ class EnvConfig(SessionConfig):
         """The task pool of the suite, built once for each configuration."""
         return _pool(self.suite, self.twin_cosine, self.retrieval, self.evidence)
 
+    def sessions(self, count: int) -> Sessions:
+        """``count`` sessions of the mock."""
+        return Sessions(self.pool(), self, self.mock, self.evidence, count)
+
 
 @lru_cache(maxsize=4)
 def _pool(
@@ -63,7 +67,133 @@ def _pool(
     return build(loaded, retrieval, evidence, twin_cosine)
 
 
-def observation_space(config: EnvConfig, dimension: int) -> spaces.Dict:
+class Tables(Protocol):
+    """What a suite gives to every kind of session."""
+
+    @property
+    def suite(self) -> Suite:
+        """The suite."""
+        ...
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Ids of the skills, length N."""
+        ...
+
+    @property
+    def task_vectors(self) -> Float:
+        """Snapped, shape (T, D)."""
+        ...
+
+    @property
+    def skill_vectors(self) -> Float:
+        """Snapped, shape (N, D)."""
+        ...
+
+
+class Play(Protocol):
+    """B sessions between their decisions: the mock's, or those of a deployment.
+
+    Attributes:
+        tokens_left, step_index: of each session, shape (B,).
+        cheapest: tokens of the cheapest skill of each session, shape (B,).
+        outcomes: outcomes in memory at its decision, shape (B,).
+    """
+
+    tokens_left: Float
+    step_index: Int
+    cheapest: Float
+
+    @property
+    def task(self) -> Int:
+        """Task to decide on now, shape (B,)."""
+        ...
+
+    @property
+    def done(self) -> Int:
+        """Task that was decided on last, shape (B,)."""
+        ...
+
+    def reset(self, rows: Int, generators: Sequence[np.random.Generator], anew: bool) -> None:
+        """Begin new sessions in ``rows`` (R,); ``anew`` where a seed was given."""
+        ...
+
+    def situation(self) -> Situation:
+        """Everything that is known about the decisions to take now."""
+        ...
+
+    def slot_skills(self) -> Int:
+        """Index of the skill in each slot, shape (B, M)."""
+        ...
+
+    def slot_present(self) -> Bool:
+        """Whether the skill in each slot may be chosen, shape (B, M)."""
+        ...
+
+    def slot_new(self) -> Bool:
+        """Whether the skill in each slot is new, shape (B, M)."""
+        ...
+
+    def step(self, picks: Int) -> Outcomes:
+        """Carry out slot picks (B, k), -1 padded."""
+        ...
+
+    def introduction(self) -> tuple[str, ...]:
+        """What the first session begins with, line by line."""
+        ...
+
+    def get_state(self) -> dict[str, Any]:
+        """Everything that the next steps depend on: copies of arrays, and JSON values."""
+        ...
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from :meth:`get_state`."""
+        ...
+
+
+class Setup(Protocol):
+    """The configuration of an environment, as far as all kinds share it."""
+
+    @property
+    def max_skills(self) -> int:
+        """k, most skills of one choice."""
+        ...
+
+    @property
+    def candidates(self) -> int:
+        """M, slots of one decision."""
+        ...
+
+    @property
+    def horizon(self) -> int:
+        """Tasks of a session."""
+        ...
+
+    @property
+    def token_price(self) -> float:
+        """Reward that 1,000 tokens cost."""
+        ...
+
+    @property
+    def obs(self) -> Literal["full", "compact"]:
+        """Whether an observation holds the vectors."""
+        ...
+
+    @property
+    def evidence(self) -> EvidenceConfig:
+        """Constants of the evidence."""
+        ...
+
+    def pool(self) -> Tables:
+        """The tables of the suite."""
+        ...
+
+    def sessions(self, count: int) -> Play:
+        """``count`` sessions."""
+        ...
+
+
+def observation_space(config: Setup, dimension: int) -> spaces.Dict:
     """Space of one observation with D-dimensional vectors."""
     m = config.candidates
     parts: dict[str, spaces.Space[Any]] = {
@@ -117,13 +247,17 @@ class Step:
     price: Float
 
 
-class Driver:
-    """Drives :class:`Sessions` by actions and turns situations into observations."""
+class PlayDriver:
+    """Drives sessions by actions and turns situations into observations."""
 
-    def __init__(self, config: EnvConfig, count: int) -> None:
+    config: Setup
+    pool: Tables
+    sessions: Play
+
+    def __init__(self, config: Setup, count: int) -> None:
         self.config = config
         self.pool = config.pool()
-        self.sessions = Sessions(self.pool, config, config.mock, config.evidence, count)
+        self.sessions = config.sessions(count)
         self.situation: Situation | None = None
 
     @property
@@ -163,11 +297,18 @@ class Driver:
         """Carry the action out in every session; the situation must be observed anew after."""
         picks, dropped = self.picks(action)
         s, c = self.sessions, self.config
-        is_new = np.take_along_axis(s.new, s.slots, 1)
-        tried = np.take_along_axis(is_new, np.maximum(picks, 0), 1) & (picks >= 0)
+        tried = np.take_along_axis(s.slot_new(), np.maximum(picks, 0), 1) & (picks >= 0)
         out = s.step(picks)
         price = np.float32(c.token_price / 1000) * out.tokens
         spent = s.tokens_left < s.cheapest
         over = s.step_index >= c.horizon
         ended = spent, over & ~spent
         return Step(out.success - price, *ended, picks, dropped, tried.sum(1), out, price)
+
+
+class Driver(PlayDriver):
+    """Drives sessions of the mock."""
+
+    config: EnvConfig
+    pool: Pool
+    sessions: Sessions

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import textwrap
 
-from letta_gym.envs.glue import Driver, Step
+from letta_gym.envs.glue import PlayDriver, Step
 
 
 class Transcript:
     """Collects the steps of the first session of a driver."""
 
-    def __init__(self, driver: Driver) -> None:
+    def __init__(self, driver: PlayDriver) -> None:
         self._driver = driver
         self._lines: list[str] = []
         self._total = 0.0
@@ -18,19 +18,17 @@ class Transcript:
     def clear(self) -> None:
         """Begin a new session."""
         s, c = self._driver.sessions, self._driver.config
-        installed = [self._driver.pool.ids[i] for i in s.skills[0][s.present[0]]]
         self._total = 0.0
-        self._lines = [
-            f"session: {c.horizon} tasks, {c.token_budget:,.0f} tokens, "
-            f"{int(s.outcomes[0])} outcomes in memory",
-            textwrap.fill("installed: " + ", ".join(installed), 100, subsequent_indent="  "),
-        ]
+        left = f"session: {c.horizon} tasks, {float(s.tokens_left[0]):,.0f} tokens, "
+        known, *more = s.introduction()
+        wrapped = [textwrap.fill(line, 100, subsequent_indent="  ") for line in more]
+        self._lines = [left + known, *wrapped]
 
     def add(self, step: Step) -> None:
         """Note one step; call it after the step, before the next observation."""
         s, pool = self._driver.sessions, self._driver.pool
         at = int(s.step_index[0]) - 1
-        text = " ".join(pool.suite.tasks[int(s.stream[0, at])].text.split())
+        text = " ".join(pool.suite.tasks[int(s.done[0])].text.split())
         chosen = [
             (slot, on)
             for slot, on in zip(step.picks[0], step.outcomes.loaded[0], strict=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -122,8 +122,13 @@ class Sessions:
 
     # -- reset -------------------------------------------------------------------------------
 
-    def reset(self, rows: Int, generators: Sequence[np.random.Generator]) -> None:
-        """Begin a new session in ``rows`` (R,), each from its own generator."""
+    def reset(
+        self, rows: Int, generators: Sequence[np.random.Generator], anew: bool = True
+    ) -> None:
+        """Begin a new session in ``rows`` (R,), each from its own generator.
+
+        Every session of the mock is a world of its own, so ``anew`` changes nothing.
+        """
         c, p = self.config, self.pool
         draws = self._layout.draw(generators)
         if self._fixed is not None:
@@ -261,9 +266,22 @@ class Sessions:
             if name in owner.STATE
         }
 
+    def get_state(self) -> dict[str, Any]:
+        """Copies of :meth:`arrays`."""
+        return {name: array.copy() for name, array in self.arrays().items()}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from :meth:`get_state`."""
+        for name, array in self.arrays().items():
+            array[...] = state[name]
+
     def slot_skills(self) -> Int:
         """Pool index of the skill in each slot, shape (B, M)."""
         return np.take_along_axis(self.skills, self.slots, 1)
+
+    def slot_new(self) -> Bool:
+        """Whether the skill in each slot is new in its session, shape (B, M)."""
+        return np.take_along_axis(self.new, self.slots, 1)
 
     def slot_present(self) -> Bool:
         """Whether each slot holds an installed skill, shape (B, M)."""
@@ -277,6 +295,17 @@ class Sessions:
         rows = np.arange(self.count)
         now: Int = self.stream[rows, np.minimum(self.step_index, self.config.horizon - 1)]
         return now
+
+    @property
+    def done(self) -> Int:
+        """Task that was decided on last, shape (B,)."""
+        last: Int = self.stream[np.arange(self.count), self.step_index - 1]
+        return last
+
+    def introduction(self) -> tuple[str, ...]:
+        """Length of the first session's history, and its skills."""
+        names = ", ".join(self.pool.ids[i] for i in self.skills[0][self.present[0]])
+        return f"{int(self.outcomes[0])} outcomes in memory", f"installed: {names}"
 
     def situation(self) -> observation.Situation:
         """Everything that is known about the decisions to take now."""

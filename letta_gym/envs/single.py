@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium
@@ -13,6 +14,8 @@ from letta_gym.envs.glue import (
     Arrays,
     Driver,
     EnvConfig,
+    PlayDriver,
+    Setup,
     Step,
     checked_action,
     observation_space,
@@ -21,7 +24,84 @@ from letta_gym.envs.render import Transcript
 from letta_gym.errors import ConfigError
 
 
-class SkillSelectionEnv(gymnasium.Env[Arrays, NDArray[np.int8]]):
+class PlayEnv(gymnasium.Env[Arrays, NDArray[np.int8]]):
+    """What the single environments of all kinds share; :meth:`drive` makes the difference."""
+
+    driver: PlayDriver
+    config: Setup
+
+    metadata: dict[str, Any] = {  # noqa: RUF012
+        "render_modes": ["ansi"],
+        "render_fps": 4,
+    }
+
+    def __init__(self, *, render_mode: str | None = None, **keywords: Any) -> None:
+        if render_mode not in (None, "ansi"):
+            raise ConfigError(f"render_mode must be None or 'ansi'; got {render_mode!r}")
+        self.render_mode = render_mode
+        self.driver = self.drive(keywords)
+        self.config = self.driver.config
+        space: spaces.Space[Any] = observation_space(self.config, self.driver.dimension)
+        self.observation_space = space
+        self.action_space = spaces.MultiBinary(self.config.candidates)
+        self._transcript = Transcript(self.driver)
+        self._ready = self._begun = False
+
+    def drive(self, keywords: Mapping[str, Any]) -> PlayDriver:
+        """What drives one session of this kind."""
+        raise NotImplementedError
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Arrays, dict[str, Any]]:
+        """Start a new session; ``options`` are not used."""
+        super().reset(seed=seed)
+        anew = seed is not None or not self._begun
+        self.driver.sessions.reset(np.zeros(1, np.int64), [self.np_random], anew)
+        self._ready = self._begun = True
+        self._transcript.clear()
+        return self._observe(), {}
+
+    def step(self, action: NDArray[Any]) -> tuple[Arrays, float, bool, bool, dict[str, Any]]:
+        """Load the chosen skills, carry out the task, and show the next one."""
+        if not self._ready:
+            raise ConfigError("step() came before reset(), or after the end; call reset() first")
+        bits = checked_action(action, (self.config.candidates,))
+        step = self.driver.step(bits[None])
+        info = self._info(step)
+        if self.render_mode == "ansi":
+            self._transcript.add(step)
+        ended = bool(step.terminated[0]), bool(step.truncated[0])
+        self._ready = not any(ended)
+        return self._observe(), float(step.reward[0]), *ended, info
+
+    def render(self) -> str | None:
+        """The session so far, as text (``render_mode="ansi"``)."""
+        return self._transcript.text() if self.render_mode == "ansi" else None
+
+    def _observe(self) -> Arrays:
+        return {name: array[0].copy() for name, array in self.driver.observe().items()}
+
+    def _info(self, step: Step) -> dict[str, Any]:
+        s = self.driver.sessions
+        picks = [int(slot) for slot in step.picks[0] if slot >= 0]
+        ids = [self.driver.pool.ids[skill] for skill in s.slot_skills()[0, picks]]
+        loaded = [name for name, on in zip(ids, step.outcomes.loaded[0], strict=False) if on]
+        success, cost = float(step.outcomes.success[0]), float(step.price[0])
+        return {
+            "skills": ids,
+            "dropped": int(step.dropped[0]),
+            "outcome": {
+                "success": success,
+                "loaded": loaded,
+                "tokens": float(step.outcomes.tokens[0]),
+                "evidence": bool(step.outcomes.evidence[0]),
+            },
+            "reward_parts": {"success": success, "tokens": -cost},
+        }
+
+
+class SkillSelectionEnv(PlayEnv):
     """
     ## Description
 
@@ -74,67 +154,9 @@ class SkillSelectionEnv(gymnasium.Env[Arrays, NDArray[np.int8]]):
     * v0: first version.
     """
 
-    metadata: dict[str, Any] = {  # noqa: RUF012
-        "render_modes": ["ansi"],
-        "render_fps": 4,
-    }
+    driver: Driver
+    config: EnvConfig
 
-    def __init__(self, *, render_mode: str | None = None, **keywords: Any) -> None:
-        if render_mode not in (None, "ansi"):
-            raise ConfigError(f"render_mode must be None or 'ansi'; got {render_mode!r}")
-        self.config = EnvConfig.from_keywords(keywords)
-        self.render_mode = render_mode
-        self.driver = Driver(self.config, 1)
-        space: spaces.Space[Any] = observation_space(self.config, self.driver.dimension)
-        self.observation_space = space
-        self.action_space = spaces.MultiBinary(self.config.candidates)
-        self._transcript = Transcript(self.driver)
-        self._ready = False
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Arrays, dict[str, Any]]:
-        """Start a new session; ``options`` are not used."""
-        super().reset(seed=seed)
-        self.driver.sessions.reset(np.zeros(1, np.int64), [self.np_random])
-        self._ready = True
-        self._transcript.clear()
-        return self._observe(), {}
-
-    def step(self, action: NDArray[Any]) -> tuple[Arrays, float, bool, bool, dict[str, Any]]:
-        """Load the chosen skills, carry out the task, and show the next one."""
-        if not self._ready:
-            raise ConfigError("step() came before reset(), or after the end; call reset() first")
-        bits = checked_action(action, (self.config.candidates,))
-        step = self.driver.step(bits[None])
-        info = self._info(step)
-        if self.render_mode == "ansi":
-            self._transcript.add(step)
-        ended = bool(step.terminated[0]), bool(step.truncated[0])
-        self._ready = not any(ended)
-        return self._observe(), float(step.reward[0]), *ended, info
-
-    def render(self) -> str | None:
-        """The session so far, as text (``render_mode="ansi"``)."""
-        return self._transcript.text() if self.render_mode == "ansi" else None
-
-    def _observe(self) -> Arrays:
-        return {name: array[0].copy() for name, array in self.driver.observe().items()}
-
-    def _info(self, step: Step) -> dict[str, Any]:
-        s = self.driver.sessions
-        picks = [int(slot) for slot in step.picks[0] if slot >= 0]
-        ids = [self.driver.pool.ids[skill] for skill in s.slot_skills()[0, picks]]
-        loaded = [name for name, on in zip(ids, step.outcomes.loaded[0], strict=False) if on]
-        success, cost = float(step.outcomes.success[0]), float(step.price[0])
-        return {
-            "skills": ids,
-            "dropped": int(step.dropped[0]),
-            "outcome": {
-                "success": success,
-                "loaded": loaded,
-                "tokens": float(step.outcomes.tokens[0]),
-                "evidence": bool(step.outcomes.evidence[0]),
-            },
-            "reward_parts": {"success": success, "tokens": -cost},
-        }
+    def drive(self, keywords: Mapping[str, Any]) -> Driver:
+        """What drives one session."""
+        return Driver(EnvConfig.from_keywords(keywords), 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,8 @@ from letta_gym.envs.glue import (
     Arrays,
     Driver,
     EnvConfig,
+    PlayDriver,
+    Setup,
     Step,
     checked_action,
     observation_space,
@@ -23,16 +25,11 @@ from letta_gym.envs.glue import (
 from letta_gym.errors import ConfigError
 
 
-class SkillSelectionVectorEnv(VectorEnv[Arrays, NDArray[Any], NDArray[Any]]):
-    """See :class:`letta_gym.envs.single.SkillSelectionEnv` for the specification.
+class PlayVectorEnv(VectorEnv[Arrays, NDArray[Any], NDArray[Any]]):
+    """What the batched environments of all kinds share; :meth:`drive` makes the difference."""
 
-    Sub-environment i behaves exactly as the single environment with seed ``seed + i``. Sessions
-    that end are reset in the same step (``AutoresetMode.SAME_STEP``); their last observations stand
-    in ``infos["final_obs"]``, a dict of batched arrays, valid where ``infos["_final_obs"]``. What
-    the step told stands in ``infos`` for every session, and for those that ended also in
-    ``infos["final_info"]``, where Gymnasium's own vector environments have it.
-    ``reset(options={"reset_mask": mask})`` resets only the rows of ``mask``.
-    """
+    driver: PlayDriver
+    config: Setup
 
     metadata: dict[str, Any] = {  # noqa: RUF012
         "render_modes": [],
@@ -59,15 +56,19 @@ class SkillSelectionVectorEnv(VectorEnv[Arrays, NDArray[Any], NDArray[Any]]):
                 f"the length of a session is its horizon: horizon={max_episode_steps} instead of "
                 "max_episode_steps"
             )
-        self.config = EnvConfig.from_keywords(keywords)
         self.num_envs = num_envs
-        self.driver = Driver(self.config, num_envs)
+        self.driver = self.drive(keywords, num_envs)
+        self.config = self.driver.config
         self.single_observation_space = observation_space(self.config, self.driver.dimension)
         self.single_action_space = spaces.MultiBinary(self.config.candidates)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._batched_space: spaces.Space[Any] | None = None
         self._generators = [seeding.np_random(None)[0] for _ in range(num_envs)]
         self._ready = False
+
+    def drive(self, keywords: Mapping[str, Any], count: int) -> PlayDriver:
+        """What drives ``count`` sessions of this kind."""
+        raise NotImplementedError
 
     @property
     def observation_space(self) -> spaces.Space[Any]:  # type: ignore[override]
@@ -91,7 +92,8 @@ class SkillSelectionVectorEnv(VectorEnv[Arrays, NDArray[Any], NDArray[Any]]):
         for row in rows.tolist():
             if seeds[row] is not None:
                 self._generators[row] = seeding.np_random(seeds[row])[0]
-        self._restart(rows)
+        seeded = any(seeds[row] is not None for row in rows.tolist())
+        self._restart(rows, anew=seeded or not self._ready)
         self._ready = True
         return self.driver.observe(), {}
 
@@ -108,29 +110,28 @@ class SkillSelectionVectorEnv(VectorEnv[Arrays, NDArray[Any], NDArray[Any]]):
         if ended.any():
             infos["final_info"], infos["_final_info"] = dict(infos), ended
             infos["final_obs"], infos["_final_obs"] = observation, ended
-            self._restart(np.flatnonzero(ended))
+            self._restart(np.flatnonzero(ended), anew=False)
             observation = self.driver.observe()
         return observation, step.reward, step.terminated, step.truncated, infos
 
     def get_state(self) -> dict[str, Any]:
         """Everything that the next steps depend on: copies of arrays, and generator states."""
         return {
-            "arrays": {k: v.copy() for k, v in self.driver.sessions.arrays().items()},
+            "arrays": self.driver.sessions.get_state(),
             "generators": [g.bit_generator.state for g in self._generators],
         }
 
     def set_state(self, state: dict[str, Any]) -> Arrays:
         """Continue from :meth:`get_state`; returns the current observation."""
-        for name, array in self.driver.sessions.arrays().items():
-            array[...] = state["arrays"][name]
+        self.driver.sessions.set_state(state["arrays"])
         for generator, saved in zip(self._generators, state["generators"], strict=True):
             generator.bit_generator.state = saved
         self._ready = True
         return self.driver.observe()
 
-    def _restart(self, rows: NDArray[np.int64]) -> None:
+    def _restart(self, rows: NDArray[np.int64], anew: bool) -> None:
         if len(rows):
-            self.driver.sessions.reset(rows, [self._generators[row] for row in rows])
+            self.driver.sessions.reset(rows, [self._generators[row] for row in rows], anew)
 
     def _seeds(self, seed: int | Sequence[int | None] | None) -> Sequence[int | None]:
         if seed is None:
@@ -171,3 +172,22 @@ class SkillSelectionVectorEnv(VectorEnv[Arrays, NDArray[Any], NDArray[Any]]):
     def _masked(self, known: dict[str, Any]) -> dict[str, Any]:
         """Add to each key the mask ``_key`` of the sessions that it is known of: here all."""
         return known | {f"_{name}": np.ones(self.num_envs, bool) for name in known}
+
+
+class SkillSelectionVectorEnv(PlayVectorEnv):
+    """See :class:`letta_gym.envs.single.SkillSelectionEnv` for the specification.
+
+    Sub-environment i behaves exactly as the single environment with seed ``seed + i``. Sessions
+    that end are reset in the same step (``AutoresetMode.SAME_STEP``); their last observations stand
+    in ``infos["final_obs"]``, a dict of batched arrays, valid where ``infos["_final_obs"]``. What
+    the step told stands in ``infos`` for every session, and for those that ended also in
+    ``infos["final_info"]``, where Gymnasium's own vector environments have it.
+    ``reset(options={"reset_mask": mask})`` resets only the rows of ``mask``.
+    """
+
+    driver: Driver
+    config: EnvConfig
+
+    def drive(self, keywords: Mapping[str, Any], count: int) -> Driver:
+        """What drives ``count`` sessions."""
+        return Driver(EnvConfig.from_keywords(keywords), count)
