@@ -11,7 +11,6 @@ import gymnasium
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from small_suite import make_suite, write_suite
 
 from letta_gym.envs.catalogue import build, new_skills, with_validation
 from letta_gym.envs.checks import run_checks
@@ -30,6 +29,7 @@ from letta_gym.selection.observation import context, features
 from letta_gym.selection.policy import Policy
 from letta_gym.selection.runtime import SkillSelector
 from letta_gym.selection.shelf import Shelf
+from tests.small_suite import make_suite, write_suite
 
 ID = "letta_gym/ReplaySkillSelection-v0"
 ROW = {"a": 0, "b": 1, "c": 2, "d": 3}
@@ -338,7 +338,7 @@ def test_the_runtime_sees_and_chooses_what_the_environment_does(slots: int, tmp_
         _, situation = selector.situation(session, text, vector)
         f = features(situation, policy.evidence, policy.token_price)
         np.testing.assert_array_equal(shown["features"], f[0])
-        np.testing.assert_array_equal(shown["context"], context(situation, f, policy.evidence)[0])
+        np.testing.assert_array_equal(shown["context"], context(situation, f)[0])
         selection = session.select(text, 2, embedding=vector)
         logits = network.logits(
             policy.weights,

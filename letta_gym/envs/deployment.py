@@ -12,7 +12,14 @@ from pydantic import Field
 from letta_gym.config import Section, resolve
 from letta_gym.envs.catalogue import Catalogue, catalogue, new_skills, with_validation
 from letta_gym.errors import ConfigError, SuiteError
-from letta_gym.feedback.evidence import Evidence, EvidenceConfig, alone_rate, fit, judge
+from letta_gym.feedback.evidence import (
+    Evidence,
+    EvidenceConfig,
+    alone_nearby,
+    alone_rate,
+    fit,
+    judge,
+)
 from letta_gym.feedback.memory import ALONE, Entries, MemoryConfig, OutcomeMemory
 from letta_gym.letta.backend import Outcomes, Requests
 from letta_gym.letta.replay import Labels, Rule
@@ -212,6 +219,7 @@ class Deployment:
             judgement=judgement.take(self.slots),
             alone=alone,
             alone_rate=general,
+            alone_nearby=alone_nearby(alone, general, c.evidence),
             alike=alike_slots(p.alike, self.slots),
             tokens=tokens,
             mask=self.slot_present() & (tokens <= tokens_left),
