@@ -58,10 +58,10 @@ def decide(messages: Sequence[Mapping[str, Any]], tools: frozenset[str]) -> Call
     start, family = asked[-1]
     prompt, since = "\n".join(texts), messages[start + 1 :]
     procedure = rf"PROCEDURE {re.escape(family)}: "
-    if found := re.search(procedure + r"answer (\S+)", prompt):
+    if found := re.search(procedure + r"answer ([\w.-]+)", prompt):
         return f"ANSWER {found[1]}"
     called = _calls(since)
-    if found := re.search(procedure + r"call (\w+) (\S+)", prompt):
+    if found := re.search(procedure + r"call (\w+) ([\w.-]+)", prompt):
         results = [_text(m) for m in since if m.get("role") == "tool"]
         if found[1] in [call.tool for call in called] and results:
             return f"ANSWER {results[-1]}"

@@ -54,6 +54,7 @@ class ScriptedAgent:
         self.tries: list[Attempt] = []
         self.running = self.most_running = 0
         self.closed = 0
+        self.released: list[Attempt] = []
         self.rewards: list[tuple[str, tuple[str, ...], float]] = []
 
     async def start(self) -> None:
@@ -70,6 +71,9 @@ class ScriptedAgent:
 
     async def feedback(self, run_id: str, step_ids: tuple[str, ...], reward: float) -> None:
         self.rewards.append((run_id, step_ids, reward))
+
+    async def release(self, attempt: Attempt) -> None:
+        self.released.append(attempt)
 
     async def close(self) -> None:
         self.closed += 1
@@ -305,6 +309,14 @@ def test_a_grader_that_is_too_slow_leaves_the_outcome_ungraded() -> None:
 
     assert (outcome.success, outcome.evidence, outcome.response) == (None, False, "2")
     assert outcome.error == "the grader gave no verdict before the deadline"
+
+
+def test_an_attempt_that_gave_a_reply_is_released_once_and_no_other() -> None:
+    agent = ScriptedAgent(failing(failure(Kind.BUSY)))
+
+    carried_out(agent, config())
+
+    assert agent.released == agent.tries[1:]
 
 
 def test_the_reward_is_written_back_only_where_that_is_wanted() -> None:

@@ -30,7 +30,7 @@ class Kind(StrEnum):
     REFUSED = "refused"  # nobody answers at the address
     TIMEOUT = "timeout"
     BROKEN = "broken"  # the connection broke in mid-reply
-    BUSY = "busy"  # 429, 503: come back later
+    BUSY = "busy"  # 409, 429, 503: come back later
     SERVER = "server"  # other 5xx
     MODEL = "model"  # the agent's model cannot be reached, or answers nonsense
     MALFORMED = "malformed"  # a reply that is no reply of this protocol
@@ -78,7 +78,7 @@ def of_status(
             kind = Kind.CREDIT
         case 408:
             kind = Kind.TIMEOUT
-        case 429 | 503:
+        case 409 | 429 | 503:
             kind = Kind.BUSY
         case _:
             kind = Kind.SERVER if status >= 500 else Kind.DENIED

@@ -17,7 +17,6 @@ import threading
 import time
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
 from typing import Annotated, Any, Self, TypeVar
 
 import numpy as np
@@ -196,32 +195,48 @@ class LiveBackend:
         """:meth:`run` for callers that have an event loop of their own."""
         return await asyncio.wrap_future(self._loop.submit(self._all(rollouts)))
 
-    def write_feedback(self, outcome: Outcome) -> None:
-        """Write the reward of ``outcome`` back to where Letta keeps its run."""
-        if outcome.run_id is not None and outcome.reward is not None:
-            self._loop.run(self.agent.feedback(outcome.run_id, outcome.step_ids, outcome.reward))
+    def write_back(self, outcome: Outcome) -> None:
+        """Write the reward of ``outcome`` to where Letta keeps its run, for one that came later."""
+        self._loop.run(self._written_back(outcome, self.config.deadline))
 
     async def _all(self, rollouts: Sequence[Rollout]) -> list[Outcome]:
         return list(await asyncio.gather(*(self._one(rollout) for rollout in rollouts)))
 
     async def _one(self, rollout: Rollout) -> Outcome:
         async with self._slots:
-            outcome = priced(await self._outcome(rollout), self.config.reward)
-        self.failed += outcome.error is not None and outcome.response is None
-        self.ungraded += outcome.success is None and outcome.response is not None
-        if self.config.feedback and outcome.run_id is not None and outcome.reward is not None:
-            await self._written_back(outcome.run_id, outcome.step_ids, outcome.reward)
+            deadline = Deadline(self.config.deadline)
+            tries: list[Attempt] = []
+            try:
+                reply, latency = await self._replied(rollout, deadline, tries)
+            except InfrastructureError as failure:
+                self.failed += 1
+                ran = _may_have_run(tries)
+                return Outcome(None, evidence=False, error=str(failure), may_have_run=ran)
+            try:
+                grade = await _graded(rollout, reply, deadline)
+                outcome = _outcome(rollout, reply, grade, latency, _may_have_run(tries))
+                outcome = priced(outcome, self.config.reward)
+                if self.config.feedback:
+                    await self._written_back(outcome, deadline.left)
+            finally:
+                await self.agent.release(tries[-1])
+        self.ungraded += outcome.success is None
         return outcome
 
-    async def _written_back(self, run_id: str, step_ids: tuple[str, ...], reward: float) -> None:
+    async def _written_back(self, outcome: Outcome, seconds: float) -> None:
+        run_id, reward = outcome.run_id, outcome.reward
+        if run_id is None or reward is None:
+            return
         try:
-            await asyncio.wait_for(self.agent.feedback(run_id, step_ids, reward), 10.0)
+            async with asyncio.timeout(seconds):
+                await self.agent.feedback(run_id, outcome.step_ids, reward)
         except (InfrastructureError, TimeoutError) as error:  # the outcome stands without it
             log.warning("the reward of run %s could not be written back: %s", run_id, error)
 
-    async def _outcome(self, rollout: Rollout) -> Outcome:
-        deadline = Deadline(self.config.deadline)
-        tries: list[Attempt] = []
+    async def _replied(
+        self, rollout: Rollout, deadline: Deadline, tries: list[Attempt]
+    ) -> tuple[Reply, float]:
+        """The reply and the seconds it took; each try is appended to ``tries``."""
         started = 0.0
 
         async def attempt() -> Reply:
@@ -232,24 +247,14 @@ class LiveBackend:
             return await self._guarded(tries[-1])
 
         repeat = self.config.retries.repeat
-        try:
-            reply = await retried(
-                attempt,
-                self.config.retries,
-                deadline,
-                repeatable=repeat == "always" or (repeat == "fresh" and self.agent.disposable),
-                rng=self._rng,
-            )
-        except InfrastructureError as failure:
-            ran = failure.may_have_run or any(one.sent for one in tries[:-1])
-            return Outcome(None, evidence=False, error=str(failure), may_have_run=ran)
-        latency = time.perf_counter() - started
-        grade = await _graded(rollout, reply, deadline)
-        return replace(
-            _of_reply(rollout, reply, grade),
-            latency=latency,
-            may_have_run=any(one.sent for one in tries[:-1]),
+        reply = await retried(
+            attempt,
+            self.config.retries,
+            deadline,
+            repeatable=repeat == "always" or (repeat == "fresh" and self.agent.disposable),
+            rng=self._rng,
         )
+        return reply, time.perf_counter() - started
 
     async def _guarded(self, attempt: Attempt) -> Reply:
         """One attempt, over at the deadline, that tells the circuit breaker how it went."""
@@ -266,20 +271,30 @@ class LiveBackend:
                 ) from error
             self._breaker.succeeded()
         except InfrastructureError as failure:
+            attempt.failure = failure
             self._breaker.failed(failure)
             raise
         finally:
             self._breaker.release()
         if reply.foreign:
-            raise InfrastructureError(
+            await self.agent.release(attempt)
+            attempt.failure = InfrastructureError(
                 Kind.FOREIGN,
                 f"the agent loaded {list(reply.foreign)}, which were not chosen",
                 may_have_run=True,
             )
+            raise attempt.failure
         return reply
 
 
-def _of_reply(rollout: Rollout, reply: Reply, grade: Grade | None) -> Outcome:
+def _may_have_run(tries: Sequence[Attempt]) -> bool:
+    """Whether one of the tries that failed may have carried the task out."""
+    return any(one.failure is not None and one.failure.may_have_run for one in tries)
+
+
+def _outcome(
+    rollout: Rollout, reply: Reply, grade: Grade | None, latency: float, ran: bool
+) -> Outcome:
     success = None if grade is None else grade.success
     cost = {skill.id: skill.tokens for skill in rollout.skills}
     return Outcome(
@@ -290,11 +305,13 @@ def _of_reply(rollout: Rollout, reply: Reply, grade: Grade | None) -> Outcome:
         steps=reply.steps,
         tool_errors=reply.tool_errors,
         usage=reply.usage,
+        latency=latency,
         stop_reason=reply.stop_reason,
         error=grade.reason if grade is not None and success is None else None,
         response=reply.response,
         run_id=reply.run_id,
         step_ids=reply.step_ids,
+        may_have_run=ran,
     )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from letta_gym.letta.failures import Deadline
+from letta_gym.letta.failures import Deadline, InfrastructureError
 from letta_gym.library.skills import Skill
 
 if TYPE_CHECKING:
@@ -72,11 +72,13 @@ class Attempt:
         rollout: what to carry out.
         deadline: when the whole rollout, earlier tries included, must be over.
         sent: set by the agent just before anything leaves that may carry the task out.
+        failure: why it failed, where it did.
     """
 
     def __init__(self, rollout: Rollout, deadline: Deadline) -> None:
         self.rollout, self.deadline = rollout, deadline
         self.sent = False
+        self.failure: InfrastructureError | None = None
 
 
 class Agent(Protocol):
@@ -101,8 +103,8 @@ class Agent(Protocol):
     async def carry_out(self, attempt: Attempt) -> Reply:
         """Carry the task out once, without retries; cancelled at the deadline.
 
-        Whatever was put in place for the rollout is removed again, also on failure; removal may
-        go on in the background and is over when :meth:`close` returns.
+        What was put in place for the rollout is removed again: after a reply by :meth:`release`,
+        on failure by itself. Removal may go on in the background; :meth:`close` waits for it.
 
         Raises:
             InfrastructureError: the infrastructure failed.
@@ -111,6 +113,10 @@ class Agent(Protocol):
 
     async def feedback(self, run_id: str, step_ids: tuple[str, ...], reward: float) -> None:
         """Write a reward back to where Letta keeps the run; a no-op where it keeps none."""
+        ...
+
+    async def release(self, attempt: Attempt) -> None:
+        """Nothing more is wanted of an attempt that gave a reply; over at its deadline."""
         ...
 
     async def close(self) -> None:
