@@ -14,6 +14,7 @@ PINS := -c constraints.txt
 # setuptools prints a banner about editable installs that asks for nothing.
 EDIT := PYTHONWARNINGS='ignore:Editable installation' $(PIP) install
 POLICY := runs/mock/policy.safetensors
+LETTA_CODE := .letta-code
 
 # One BLAS thread: on products this small a second one gains nothing, and on a busy machine it
 # costs a factor of ten.
@@ -52,6 +53,9 @@ test: lint ## lint, then run every test
 test-postgres: $(VENV)/.dev ## run the tests of the store on a PostgreSQL of their own
 	.ci/with-postgres $(BIN)/python -m pytest -p no:cacheprovider tests/test_store.py
 
+test-letta-code: $(VENV)/.dev $(LETTA_CODE)/.made ## run the tests on a real Letta Code
+	$(BIN)/python -m pytest tests/letta/test_letta_code.py
+
 lint: $(VENV)/.dev ## check style, format and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -74,7 +78,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^##@ /{printf "\n%s:\n", substr($$0, 5)} \
 		/^[a-z][a-z-]*:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-.PHONY: install train evaluate tensorboard try dev test test-postgres lint format figures clean help .task
+.PHONY: install train evaluate tensorboard try dev test test-postgres lint format figures clean help .task test-letta-code
 
 # What the targets above stand on. A stamp file in .venv says that a step is done; the two files
 # that decide what is installed make it stale.
@@ -104,6 +108,12 @@ $(VENV)/.embedder: $(VENV)/.light
 		|| { echo "It cannot be installed here. Installing sentence-transformers instead, with torch:" \
 			"from 400 MB to several GB, as the platform has it"; \
 			$(EDIT) -e '.[embeddings]' $(PINS); }
+	@touch $@
+
+$(LETTA_CODE)/.made:
+	@echo "Installing Letta Code into $(LETTA_CODE), once: a download of about 80 MB"
+	$(PYTHON) -m venv $(LETTA_CODE)
+	$(LETTA_CODE)/bin/python -m pip --disable-pip-version-check install --no-deps letta==0.34.12
 	@touch $@
 
 $(POLICY):
