@@ -11,8 +11,8 @@ The way of the data, one room a stage; arrows between rooms run downwards only:
 ``store``            what outlives the process: models, migrations, the decision log, export
 ===================  ==============================================================================
 
-Importing this package registers ``letta_gym/MockSkillSelection-v0`` and
-``letta_gym/ReplaySkillSelection-v0``.
+Importing this package registers ``letta_gym/MockSkillSelection-v0``,
+``letta_gym/ReplaySkillSelection-v0`` and ``letta_gym/RehearsalSkillSelection-v0``.
 """
 
 from __future__ import annotations
@@ -34,4 +34,10 @@ gymnasium.register(
     id="letta_gym/ReplaySkillSelection-v0",
     entry_point="letta_gym.envs.replay:ReplayEnv",
     vector_entry_point="letta_gym.envs.replay:ReplayVectorEnv",
+)
+
+gymnasium.register(
+    id="letta_gym/RehearsalSkillSelection-v0",
+    entry_point="letta_gym.envs.rehearsal:RehearsalEnv",
+    vector_entry_point="letta_gym.envs.rehearsal:RehearsalVectorEnv",
 )

@@ -24,6 +24,7 @@ from docs.build import GENERATED, built
 from letta_gym import cli, errors
 from letta_gym.envs.deployment import ReplayConfig
 from letta_gym.envs.glue import EnvConfig
+from letta_gym.envs.rehearsal import RehearsalOptions
 from letta_gym.selection import policy_file, runtime
 
 ROOT = Path(__file__).parent.parent
@@ -102,6 +103,12 @@ def test_every_keyword_of_an_environment_is_documented_with_its_default(
     assert {n: v for n, v in documented.items() if n not in sections} == {
         n: v for n, v in known.items() if n not in sections
     }
+
+
+def test_every_option_of_rehearsal_is_documented_with_its_default() -> None:
+    documented = _column(_section(REPLAY, "Rehearsal"), 1)
+
+    assert documented == RehearsalOptions().model_dump()
 
 
 def test_every_environment_id_is_documented() -> None:

@@ -174,7 +174,7 @@ class Deployment:
         dimension = self.catalogue.task_vectors.shape[1]
         own = np.random.default_rng(rng.integers(2**63, size=2))
         self.memory = OutcomeMemory.of(dimension, c.evidence, c.memory, own)
-        self._journal = [_nothing(c.max_skills)]
+        self._journal = [no_decisions(c.max_skills)]
         self.decided = 0
         self._order, self._position = self.rng.permutation(self.stream), 0
         self.task = self._next(self.count)
@@ -256,15 +256,19 @@ class Deployment:
         chosen = picks >= 0
         skills = np.take_along_axis(self.slots, np.maximum(picks, 0), 1)
         skills = np.where(chosen, skills, -1)
-        out = self.labels.execute(Requests(np.arange(self.count), self.task, skills))
+        out = self.outcomes(Requests(np.arange(self.count), self.task, skills))
         if self.learning:
             self._record(skills, out)
-            self._journal.append((self.task, skills, out.success))
+            self._journal.append((self.task, np.where(out.loaded, skills, -1), out.success))
             self.decided += self.count
         self.tokens_left = self.tokens_left - out.tokens
         self.step_index = self.step_index + 1
         self.done, self.task = self.task, self._next(self.count) if self.learning else self.task
         return out
+
+    def outcomes(self, requests: Requests) -> Outcomes:
+        """What comes of the choices."""
+        return self.labels.execute(requests)
 
     def _record(self, skills: Int, out: Outcomes) -> None:
         p = self.catalogue
@@ -282,9 +286,9 @@ class Deployment:
                 self.memory.add(ALONE, vector, success[i], note=note)
 
     def journal(self) -> tuple[Int, Int, Float]:
-        """Task (J,), skills chosen (J, k) and success (J,) of every decision that was learned from.
+        """Task (J,), skills loaded (J, k) and success (J,) of every decision that was learned from.
 
-        Its position here is the note of its entries in the memory.
+        Skills are -1 where none was. Its position here is the note of its entries in the memory.
         """
         tasks, skills, success = (np.concatenate(part) for part in zip(*self._journal, strict=True))
         self._journal = [(tasks, skills, success)]
@@ -332,7 +336,7 @@ class Deployment:
         self._journal, self.decided = [(tasks, skills, success)], len(tasks)
 
 
-def _nothing(max_skills: int) -> tuple[Int, Int, Float]:
+def no_decisions(max_skills: int) -> tuple[Int, Int, Float]:
     """A journal of no decision."""
     none = np.zeros(0, np.int64)
     return none, np.zeros((0, max_skills), np.int64), np.zeros(0, np.float32)
