@@ -144,6 +144,9 @@ class CodeAgent:
     async def feedback(self, run_id: str, step_ids: tuple[str, ...], reward: float) -> None:
         """Do nothing: a throw-away conversation keeps no run."""
 
+    async def release(self, attempt: Attempt) -> None:
+        """Do nothing: nothing of a rollout is left once it was carried out."""
+
     async def close(self) -> None:
         """Stop Letta Code, with the turns that nobody waits for."""
         for task in self._background:
