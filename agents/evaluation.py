@@ -169,7 +169,7 @@ def _metrics(rows: Mapping[str, NDArray[Any]], tasks: int) -> Metrics:
 
 
 def _mean(values: NDArray[Any]) -> float:
-    return float(values.mean()) if len(values) else math.nan
+    return float(values.mean(dtype=np.float64)) if len(values) else math.nan
 
 
 def tune(name: str, config: RunConfig) -> Agent[Driver]:

@@ -1,4 +1,4 @@
-"""The outcome memory against brute force, and the environments' ledger against the memory."""
+"""The outcome memory against brute force."""
 
 from __future__ import annotations
 
@@ -6,20 +6,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from letta_gym.envs.ledger import Ledger
-from letta_gym.envs.single import SkillSelectionEnv
 from letta_gym.errors import ConfigError, MemoryFileError
 from letta_gym.feedback import memory_file
-from letta_gym.feedback.evidence import Evidence, EvidenceConfig, fit, kernel
+from letta_gym.feedback.evidence import Evidence, EvidenceConfig
 from letta_gym.feedback.memory import ALONE, OutcomeMemory
-from letta_gym.letta.backend import Outcomes
 from letta_gym.library.vectors import snap
 from letta_gym.sealed import seal
 
@@ -204,132 +199,6 @@ def test_keys_are_forgotten_with_their_last_outcome_and_start_anew() -> None:
 def test_a_memory_holds_at_least_one_outcome() -> None:
     with pytest.raises(ConfigError, match="at least 1; got 0"):
         OutcomeMemory(6, CONFIG, capacity=0)
-
-
-# -- the ledger --------------------------------------------------------------------------------
-
-
-def small_pool(count: int = 40) -> Any:
-    tasks = vectors(count, seed=11)
-    similarity = tasks @ tasks.T
-    return SimpleNamespace(
-        tasks=tasks, similarity=similarity, weight=kernel(similarity, CONFIG.bandwidth)
-    )
-
-
-def random_entries(count: int, sessions: int, pool: Any, seed: int = 0) -> dict[str, Any]:
-    rng = np.random.default_rng(seed)
-    return {
-        "row": np.sort(rng.integers(sessions, size=count)),
-        "slot": rng.integers(4, size=count),
-        "task": rng.integers(len(pool.tasks), size=count),
-        "success": (rng.integers(5, size=count) / 4).astype(np.float32),
-        "meant": (rng.integers(4097, size=count) / 4096).astype(np.float32),
-    }
-
-
-def expected_evidence(entries: dict[str, Any], row: int, task: Float, pool: Any) -> Evidence:
-    """What a memory says about the three slots and, last, the agent alone."""
-    memory = OutcomeMemory(6, CONFIG)
-    for i in np.flatnonzero(entries["row"] == row):
-        key = KEYS[entries["slot"][i]]
-        vector = pool.tasks[entries["task"][i]]
-        memory.add(key, vector, float(entries["success"][i]), float(entries["meant"][i]))
-    return memory.evidence(task[None], KEYS)
-
-
-def test_a_ledger_loaded_at_once_equals_a_memory_bit_for_bit() -> None:
-    pool, sessions, horizon = small_pool(), 3, 5
-    entries = random_entries(900, sessions, pool)
-    stream = np.random.default_rng(1).integers(len(pool.tasks), size=(sessions, horizon))
-    ledger = Ledger(sessions, 3, horizon)
-    ledger.load(**entries, stream=stream, pool=pool)
-    for step in range(horizon):
-        came = ledger.at(np.full(sessions, step))
-        for row in range(sessions):
-            expected = expected_evidence(entries, row, pool.tasks[stream[row, step]], pool)
-            one = Evidence(came.table[:, row : row + 1])
-            assert_same(expected, one)
-
-
-def test_a_ledger_clears_the_rows_it_is_told_to() -> None:
-    pool = small_pool()
-    entries = random_entries(300, 3, pool)
-    ledger = Ledger(3, 3, 2)
-    ledger.load(**entries, stream=np.zeros((3, 2), np.int64), pool=pool)
-    before = ledger.at(np.zeros(3, np.int64)).wins.copy()
-    ledger.clear(np.array([1]))
-    for name in Evidence.NAMES:
-        array = getattr(ledger.at(np.zeros(3, np.int64)), name)
-        assert not array[1].any()
-        assert array[0].any()
-    np.testing.assert_array_equal(ledger.wins[[0, 2]], before[[0, 2]])
-
-
-def test_a_session_is_loaded_alike_in_any_batch_also_with_inexact_grades() -> None:
-    pool, sessions, each = small_pool(), 59, 701
-    rng = np.random.default_rng(2)
-    count = sessions * each
-    task = rng.integers(len(pool.tasks), size=count)
-    success, meant = rng.random((2, count), dtype=np.float32)
-    row, slot = np.repeat(np.arange(sessions), each), np.zeros(count, np.int64)
-    stream = np.zeros((sessions, 2), np.int64)
-    every = Ledger(sessions, 1, 2)
-    every.load(row, slot, task, success, meant, stream, pool)
-    for session in range(sessions):
-        at = row == session
-        alone = Ledger(1, 1, 2)
-        alone.load(row[at] * 0, slot[at], task[at], success[at], meant[at], stream, pool)
-        for name in Evidence.NAMES:
-            expected, came = getattr(alone, name)[0], getattr(every, name)[session]
-            np.testing.assert_array_equal(expected, came, err_msg=name)
-
-
-def test_outcomes_that_are_no_evidence_leave_the_ledger_alone() -> None:
-    pool, ledger = small_pool(), Ledger(2, 3, 2)
-    outcomes = Outcomes(
-        success=np.array([1, 1], np.float32),
-        loaded=np.array([[True], [True]]),
-        tokens=np.zeros(2, np.float32),
-        expected=np.zeros(2, np.float32),
-        evidence=np.array([False, True]),
-    )
-    zero = np.zeros(2, np.int64)
-    stream, slot, meant = np.zeros((2, 2), np.int64), zero[:, None], np.ones((2, 1), np.float32)
-    ledger.record(stream, zero, zero, slot, outcomes, meant, pool)
-    assert not ledger.wins[0].any()
-    assert ledger.wins[1, 0] == 1
-
-
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_the_evidence_of_a_session_is_that_of_a_memory_of_its_outcomes(seed: int) -> None:
-    env = SkillSelectionEnv(obs="compact", history_empty=1, horizon=25)
-    env.reset(seed=seed)
-    sessions, pool, config = env.driver.sessions, env.driver.pool, env.config.evidence
-    memory = OutcomeMemory(env.driver.dimension, config)
-    row = {name: i for i, name in enumerate(pool.ids)}
-    keys = (*(pool.ids[i] for i in sessions.skills[0]), ALONE)
-    rng = np.random.default_rng(seed)
-    ended, step = False, 0
-    while not ended:
-        task = int(sessions.stream[0, step])
-        came = sessions.ledger.at(np.array([step]))
-        expected = memory.evidence(pool.task_vectors[[task]], keys)
-        present = np.append(sessions.present[0], True)
-        for name in Evidence.NAMES:
-            a, b = getattr(expected, name)[0], getattr(came, name)[0]
-            np.testing.assert_array_equal(a[present], b[present], err_msg=name)
-        best = pool.retrieval[task, sessions.skills[0][sessions.present[0]]].max()
-        action = (rng.random(env.config.candidates) < 0.15).astype(np.int8)
-        *_, terminated, truncated, info = env.step(action)
-        ended, step = terminated or truncated, step + 1
-        outcome = info["outcome"]
-        for name in outcome["loaded"]:
-            meant = fit(pool.retrieval[task, row[name]], best, config)
-            memory.add(name, pool.task_vectors[task], outcome["success"], float(meant))
-        if not outcome["loaded"]:
-            memory.add(ALONE, pool.task_vectors[task], outcome["success"])
-        assert sessions.outcomes[0] == len(memory)
 
 
 # -- bounds of a skill, discount, copies and the file -------------------------------------------

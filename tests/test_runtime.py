@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from letta_gym.envs.history import Past
 from letta_gym.envs.ledger import Ledger
 from letta_gym.envs.single import SkillSelectionEnv
 from letta_gym.errors import (
@@ -147,9 +148,11 @@ class Twin:
         self.past: list[tuple[Any, ...]] = []
         load = Ledger.load
 
-        def spy(ledger: Ledger, row: Any, slot: Any, task: Any, *rest: Any) -> None:
-            self.past.extend(zip(slot, task, rest[0], rest[1], strict=True))
-            load(ledger, row, slot, task, *rest)
+        def spy(ledger: Ledger, past: Past, stream: Any) -> None:
+            cells = np.arange(len(past.count)).repeat(past.count)
+            slot, task, meant = past.slot[cells], past.tasks[0, past.at[cells]], past.meant[cells]
+            self.past.extend(zip(slot, task, past.success, meant, strict=True))
+            load(ledger, past, stream)
 
         monkeypatch.setattr(Ledger, "load", spy)
         self.observation, _ = self.env.reset(seed=seed)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from letta_gym.config import Section
+from letta_gym.envs.history import Historian, starts
 from letta_gym.envs.ledger import Ledger
 from letta_gym.envs.pool import Pool
 from letta_gym.errors import ConfigError
@@ -29,6 +30,9 @@ from letta_gym.selection import candidates, observation
 Float = NDArray[np.float32]
 Int = NDArray[np.int64]
 Bool = NDArray[np.bool_]
+
+CHUNK = 16
+"""Sessions that are begun together."""
 
 
 class SessionConfig(Section):
@@ -95,23 +99,29 @@ class Sessions:
         self.slots = np.zeros((B, config.candidates), np.int64)
         self.outcomes = np.zeros(B, np.float32)
         self.cheapest = np.zeros(B, np.float32)
-        self.ledger = Ledger(B, L, T)
+        self.ledger = Ledger(pool, B, L, T)
         self._lay_out(n_skills, n_tasks)
         single = pool.relevant[:, self.originals]
         self._need = single.sum(1)
         self._member = single.astype(np.float64)
+        # Tasks in the order of their one skill; those of none or more stand together, too.
+        skill = np.where(self._need == 1, single.argmax(1), single.shape[1])
+        self._by_skill = skill.argsort(kind="stable")
+        self._first = starts(skill[self._by_skill])
+        self._skill_of = np.unique(skill, return_inverse=True)[1]
         names = ["train"] if config.split == "train" else ["train", "validation", config.split]
         self._reach = self._member[np.isin(pool.split, names)].sum(0) > 0
         self._check()
-        self._desire = np.exp((pool.retrieval.astype(np.float64) - 1) / config.history_temperature)
+        self.historian = Historian(
+            pool, evidence, self.world, config.history_temperature, config.history_none
+        )
 
     def _lay_out(self, n_skills: int, n_tasks: int) -> None:
         """Name the draws of a session; a fixed world makes its own once and for all."""
-        c, S, H = self.config, len(self.originals), self.config.history[1]
+        c, S = self.config, len(self.originals)
         world = {"installed": S, "popularity": S, "twin": S, "side": S, "new": n_skills}
         world |= self.world.world_sizes()
-        episode = {"part": n_tasks, "task": c.horizon, "length": 1, "empty": 1, "past_task": H}
-        episode |= {"past_pick": H, "past_none": H, "past_load": H, "past_check": H}
+        episode = {"part": n_tasks, "task": c.horizon, "length": 1, "empty": 1}
         episode |= self.world.step_sizes()
         self._fixed = None
         if c.world == "fixed":
@@ -129,6 +139,12 @@ class Sessions:
 
         Every session of the mock is a world of its own, so ``anew`` changes nothing.
         """
+        # A few at a time: their draws then stay in the processor's cache.
+        for first in range(0, len(rows), CHUNK):
+            part = slice(first, first + CHUNK)
+            self._begin(rows[part], generators[part])
+
+    def _begin(self, rows: Int, generators: Sequence[np.random.Generator]) -> None:
         c, p = self.config, self.pool
         draws = self._layout.draw(generators)
         if self._fixed is not None:
@@ -138,7 +154,7 @@ class Sessions:
         popular = np.zeros((len(rows), len(self.originals)))
         order = np.argsort(np.argsort(np.take_along_axis(draws["popularity"], chosen, 1), 1), 1)
         np.put_along_axis(popular, chosen, (1.0 + order) ** -c.topic_exponent, 1)
-        weights = self._task_weights(popular, streamed)
+        weights, before = self._task_weights(popular, streamed, past)
         # A small stream_share may leave a session no task of its skills: then any of its split.
         weights[weights.sum(1) == 0] = p.split == c.split
         self.stream[rows] = _pick(weights, draws["task"])
@@ -147,7 +163,7 @@ class Sessions:
         self.tokens_left[rows] = c.token_budget
         price = np.where(self.present[rows], p.tokens[self.skills[rows]], np.inf)
         self.cheapest[rows] = price.min(1)
-        self._write_history(rows, popular, past, draws)
+        self._write_history(rows, before, draws, generators)
 
     def _parts(self, part: NDArray[np.float64]) -> tuple[Bool, Bool]:
         """Tasks that may be asked now, and those that may have been asked before; each (R, T)."""
@@ -205,57 +221,48 @@ class Sessions:
         np.put_along_axis(broken, twin, has_twin & ~side, 1)
         return chosen, broken
 
-    def _task_weights(self, popular: NDArray[np.float64], allowed: Bool) -> NDArray[np.float64]:
-        """Probability of each task in each session, shape (R, T)."""
+    def _task_weights(
+        self, popular: NDArray[np.float64], *allowed: Bool
+    ) -> list[NDArray[np.float64]]:
+        """Probability of each task in each session, (R, T), for each set that is ``allowed``."""
         c = self.config
-        share = np.zeros((3, *allowed.shape))
-        single = allowed & (self._need == 1)
-        per_skill = single @ self._member
-        weight = np.where(per_skill > 0, popular / np.maximum(per_skill, 1), 0)
-        share[1] = single * (weight @ self._member.T)
+        wanted = popular @ self._member.T
         installed = (popular > 0) @ self._member.T == self._need
-        share[2] = (allowed & (self._need > 1) & installed) * (popular @ self._member.T)
-        share[0] = allowed & (self._need == 0)
-        total = share.sum(-1, keepdims=True)
-        share = np.divide(share, total, out=np.zeros_like(share), where=total > 0)
-        pair = c.pair_share * (total[2] > 0)
-        some = (1 - pair) * share[1] + pair * share[2]
-        weights: NDArray[np.float64] = c.none_share * share[0] + (1 - c.none_share) * some
-        return weights
+        result = []
+        for these in allowed:
+            # Tasks of one skill share its popularity.
+            single = these & (self._need == 1)
+            alike = np.add.reduceat(single.take(self._by_skill, 1), self._first, 1, np.float64)
+            per_skill = (1 / np.maximum(alike, 1)).take(self._skill_of, 1)
+            shares = (
+                these & (self._need == 0),
+                single * wanted * per_skill,
+                (these & installed & (self._need > 1)) * wanted,
+            )
+            none, one, more = (s.sum(1, keepdims=True, dtype=np.float64) for s in shares)
+            pair = c.pair_share * (more > 0)
+            weights = shares[0] * (c.none_share / np.maximum(none, 1))
+            weights += shares[1] * ((1 - c.none_share) * (1 - pair) / np.where(one > 0, one, 1))
+            weights += shares[2] * ((1 - c.none_share) * pair / np.where(more > 0, more, 1))
+            result.append(weights)
+        return result
 
     def _write_history(
-        self, rows: Int, popular: NDArray[np.float64], past: Bool, draws: Draws
+        self,
+        rows: Int,
+        weights: NDArray[np.float64],
+        draws: Draws,
+        generators: Sequence[np.random.Generator],
     ) -> None:
-        c = self.config
-        low, high = c.history
+        low, high = self.config.history
         length = np.exp(np.log(low) + np.log(high / low) * draws["length"][:, 0]).astype(np.int64)
-        weights = self._task_weights(popular, past)
         nothing = weights.sum(1) == 0
-        weights[nothing] = 1
-        length[nothing | (draws["empty"][:, 0] < c.history_empty)] = 0
+        weights[nothing, 0] = 1  # of no consequence: none is drawn
+        length[nothing | (draws["empty"][:, 0] < self.config.history_empty)] = 0
         self.outcomes[rows] = length
-        self.ledger.clear(rows)
-        task = _pick(weights, draws["past_task"])
-        who, when = np.nonzero(np.arange(high)[None] < length[:, None])
-        row, y = rows[who], task[who, when]
-        usable = (self.present & ~self.new)[row]
-        desire = self._desire[y[:, None], self.skills[row]] * usable
-        cumulative = desire.cumsum(1)
-        level = draws["past_pick"][who, when] * cumulative[:, -1]
-        pick = np.minimum((cumulative <= level[:, None]).sum(1), self.width - 1)
-        alone = (draws["past_none"][who, when] < c.history_none) | ~usable.any(1)
-        chosen = ~alone[:, None]
-        loaded = (
-            draws["past_load"][who, when][:, None] < self.world.load_probability(chosen)
-        ) & chosen
-        skill = self.skills[row, pick]
-        p = self.world.success_probability(row, y, skill[:, None], loaded.astype(np.float32))
-        success = self.world.graded(p, draws["past_check"][who, when])
-        slot = np.where(loaded[:, 0], pick, self.width)
-        best = self.pool.retrieval[y, self.skills[row, desire.argmax(1)]]
-        meant = fit(self.pool.retrieval[y, skill], best, self.evidence_config)
-        meant = np.where(loaded[:, 0], meant, 1).astype(np.float32)
-        self.ledger.load(row, slot, y, success, meant, self.stream, self.pool)
+        usable = self.present[rows] & ~self.new[rows]
+        past = self.historian.write(rows, self.skills[rows], usable, weights, length, generators)
+        self.ledger.load(past, self.stream[rows])
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Every array that changes from step to step, by a dotted name; the arrays themselves."""
@@ -356,7 +363,7 @@ class Sessions:
         best = np.where(self.present, self.pool.retrieval[task[:, None], self.skills], -9).max(1)
         score = self.pool.retrieval[task[:, None], skill]
         meant = fit(score, best[:, None], self.evidence_config)
-        self.ledger.record(self.stream, self.step_index, task, slot, out, meant, self.pool)
+        self.ledger.record(task, slot, out, meant)
         self.outcomes += np.maximum(out.loaded.sum(1), 1) * out.evidence
         self.tokens_left -= out.tokens
         self.step_index += 1

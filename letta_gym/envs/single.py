@@ -138,7 +138,7 @@ class SkillSelectionEnv(PlayEnv):
     ## Starting State
 
     A new session: installed skills, their hidden quality, the stream of tasks, and an opening
-    history of outcomes, all drawn from the environment's generator in one block.
+    history of outcomes, all drawn from the environment's generator, and nothing later.
 
     ## Episode End
 

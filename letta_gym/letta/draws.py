@@ -25,8 +25,11 @@ class Layout:
 
     def draw(self, generators: Sequence[np.random.Generator]) -> dict[str, NDArray[np.float64]]:
         """One block from each generator: name -> array, shape (generators, length)."""
-        uniform = np.stack([g.random(self._size(False)) for g in generators])
-        normal = np.stack([g.standard_normal(self._size(True)) for g in generators])
+        uniform = np.empty((len(generators), self._size(False)))
+        normal = np.empty((len(generators), self._size(True)))
+        for g, u, z in zip(generators, uniform, normal, strict=True):
+            g.random(out=u)
+            g.standard_normal(out=z)
         return self._split(uniform, False) | self._split(normal, True)
 
     def _size(self, normal: bool) -> int:
