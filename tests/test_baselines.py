@@ -126,7 +126,7 @@ def test_scores_are_on_the_scale_of_what_they_measure() -> None:
     s = driver.sessions
     task, skills, free = s.task[:, None], s.slot_skills(), obs["action_mask"] == 1
     np.testing.assert_allclose(
-        cosine(obs["features"])[free], driver.pool.dense[task, skills][free], rtol=1e-6
+        cosine(obs["features"])[free], driver.pool.scores[0][task, skills][free], rtol=1e-6
     )
     np.testing.assert_allclose(
         hybrid(obs["features"])[free], driver.pool.retrieval[task, skills][free], rtol=1e-6

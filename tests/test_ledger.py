@@ -138,7 +138,7 @@ def test_outcomes_that_are_no_evidence_leave_the_ledger_alone() -> None:
         evidence=np.array([False, True]),
     )
     zero = np.zeros(2, np.int64)
-    ledger.record(zero, zero[:, None], outcomes, np.ones((2, 1), np.float32))
+    ledger.record(zero, zero, zero[:, None], outcomes, np.ones((2, 1), np.float32))
     assert not ledger.wins[0].any()
     assert ledger.wins[1, 0] == 1
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any, Literal, Protocol
 
@@ -15,7 +15,7 @@ from letta_gym.config import resolve
 from letta_gym.envs.pool import Pool, build
 from letta_gym.envs.sessions import SessionConfig, Sessions
 from letta_gym.errors import ConfigError
-from letta_gym.feedback.evidence import EvidenceConfig
+from letta_gym.feedback.evidence import EvidenceConfig, Rows, flat
 from letta_gym.letta.backend import Outcomes
 from letta_gym.letta.mock import MockConfig
 from letta_gym.library.suite import Suite, bundled_suite
@@ -228,6 +228,18 @@ def checked_action(action: Any, shape: tuple[int, ...]) -> NDArray[Any]:
     return array
 
 
+def _put(situation: Situation, rows: Int, part: Situation) -> None:
+    """Replace what is known about the decisions ``rows`` (R,) by ``part``, of R decisions."""
+    for field in fields(Situation):
+        whole, new = getattr(situation, field.name), getattr(part, field.name)
+        if isinstance(whole, Rows):
+            whole.table[:, rows] = new.table
+        elif field.name == "alike":
+            whole[:, rows] = new
+        else:
+            whole[rows] = new
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """What one action of every session led to; arrays of shape (B,) unless said otherwise.
@@ -259,6 +271,8 @@ class PlayDriver:
         self.pool = config.pool()
         self.sessions = config.sessions(count)
         self.situation: Situation | None = None
+        # One more row, of zeros, for slots without a skill.
+        self._skill_vectors = np.pad(self.pool.skill_vectors, ((0, 1), (0, 0)))
 
     @property
     def dimension(self) -> int:
@@ -271,8 +285,36 @@ class PlayDriver:
 
     def observe(self) -> Arrays:
         """Fresh arrays of the current observation of every session."""
-        s = self.sessions
-        self.situation = situation = s.situation()
+        self.situation = self.sessions.situation()
+        return self._arrays(self.situation, slice(None))
+
+    def restart(
+        self, rows: Int, generators: Sequence[np.random.Generator], shown: Arrays
+    ) -> Arrays:
+        """Begin new sessions in ``rows`` (R,) that have ended, each from its own generator.
+
+        Args:
+            rows: the sessions.
+            generators: of these sessions.
+            shown: the current observation; its ``rows`` become those of the new sessions.
+
+        Returns:
+            The last observations of ``rows``, in arrays like ``shown`` that are 0 elsewhere.
+        """
+        final = {name: np.zeros_like(array) for name, array in shown.items()}
+        for name, array in shown.items():
+            final[name][rows] = array[rows]
+        self.sessions.reset(rows, generators, anew=False)
+        for name, array in self._look_again(rows).items():
+            shown[name][rows] = array
+        return final
+
+    def _look_again(self, rows: Int) -> Arrays:
+        """Observations of ``rows`` (R,), which have changed."""
+        return {name: array[rows] for name, array in self.observe().items()}
+
+    def _arrays(self, situation: Situation, rows: Int | slice) -> Arrays:
+        """The observation of ``rows`` from their situation."""
         f = features(situation, self.config.evidence, self.config.token_price / 1000)
         arrays: Arrays = {
             "features": f,
@@ -280,9 +322,10 @@ class PlayDriver:
             "action_mask": situation.mask.astype(np.int8),
         }
         if self.config.obs == "full":
-            arrays["task"] = self.pool.task_vectors[s.task]
-            shown = s.slot_skills()
-            arrays["skills"] = self.pool.skill_vectors[shown] * s.slot_present()[..., None]
+            s = self.sessions
+            arrays["task"] = self.pool.task_vectors.take(s.task[rows], 0)
+            skills = np.where(s.slot_present()[rows], s.slot_skills()[rows], len(self.pool.ids))
+            arrays["skills"] = self._skill_vectors.take(skills, 0)
         return arrays
 
     def picks(self, action: NDArray[Any]) -> tuple[Int, Int]:
@@ -297,13 +340,14 @@ class PlayDriver:
         """Carry the action out in every session; the situation must be observed anew after."""
         picks, dropped = self.picks(action)
         s, c = self.sessions, self.config
-        tried = np.take_along_axis(s.slot_new(), np.maximum(picks, 0), 1) & (picks >= 0)
+        new = s.slot_new().take(flat(np.maximum(picks, 0), c.candidates))
         out = s.step(picks)
         price = np.float32(c.token_price / 1000) * out.tokens
         spent = s.tokens_left < s.cheapest
         over = s.step_index >= c.horizon
         ended = spent, over & ~spent
-        return Step(out.success - price, *ended, picks, dropped, tried.sum(1), out, price)
+        tried = (new & (picks >= 0)).sum(1)
+        return Step(out.success - price, *ended, picks, dropped, tried, out, price)
 
 
 class Driver(PlayDriver):
@@ -312,3 +356,10 @@ class Driver(PlayDriver):
     config: EnvConfig
     pool: Pool
     sessions: Sessions
+
+    def _look_again(self, rows: Int) -> Arrays:
+        """Observations of ``rows`` (R,), which have changed; nothing is computed for the others."""
+        assert self.situation is not None
+        part = self.sessions.situation(rows)
+        _put(self.situation, rows, part)
+        return self._arrays(part, rows)

@@ -22,26 +22,26 @@ Int = NDArray[np.int64]
 class Ledger:
     """What each of L skill slots and, last, the agent alone has shown in B sessions of T tasks.
 
-    The same tasks come again in a stream, so there is a column for each that differs.
+    The same tasks come again in a stream, so there is a line of evidence for each that differs,
+    those first that will be asked last: what is still of use is always in front.
 
     Attributes:
         tasks: the different tasks of each stream, padded, shape (B, T).
-        column: column of the task of each step, shape (B, T).
-        tables: the first four fields of :class:`Evidence` by column, shape (B, 4, L + 1, T).
+        line: line of the task of each step, shape (B, T).
+        tables: the first four fields of :class:`Evidence` by line, shape (B, T, 4, L + 1).
         totals: the other three, shape (3, B, L + 1), also by their names.
     """
 
-    STATE = frozenset({"tasks", "column", "tables", "totals"})
+    STATE = frozenset({"tasks", "line", "tables", "totals"})
 
     def __init__(self, pool: Pool, sessions: int, width: int, horizon: int) -> None:
         self.pool, self.width = pool, width
         self.tasks = np.zeros((sessions, horizon), np.int64)
-        self.column = np.zeros((sessions, horizon), np.int64)
-        self.tables = np.zeros((sessions, 4, width + 1, horizon), np.float32)
+        self.line = np.zeros((sessions, horizon), np.int64)
+        self.tables = np.zeros((sessions, horizon, 4, width + 1), np.float32)
         self.totals = np.zeros((3, sessions, width + 1), np.float32)
         self.wins, self.fit_successes, self.fit_failures = self.totals
-        lines = np.arange(4 * self.wins.size).reshape(sessions, 4, width + 1)
-        self._starts = horizon * lines.transpose(1, 0, 2).copy()
+        self._rows = np.arange(sessions)
 
     def load(self, past: Past, stream: Int) -> None:
         """Put ``past`` in place of all that is known of its sessions.
@@ -50,74 +50,106 @@ class Ledger:
             past: outcomes of R sessions.
             stream: their tasks to come, shape (R, T).
         """
-        rows, width, n_tasks = past.rows, self.width + 1, len(self.pool.similarity)
-        every = np.arange(len(rows))
-        asked = np.zeros((len(rows), n_tasks), bool)
-        asked[every[:, None], stream] = True
-        tasks, _ = occurring(asked)
-        self.column[rows] = (asked.cumsum(1) - 1)[every[:, None], stream]
-        self.tasks[rows] = 0
-        self.tasks[rows, : tasks.shape[1]] = tasks
-        pair = past.tasks[..., None] * n_tasks + tasks[:, None]
-
-        # In double precision these sums are exact in whatever order BLAS takes them, so that a
-        # session does not depend on the others of its batch.
+        rows, shape = past.rows, (len(past.rows), self.width + 1)
         first = past.count.cumsum() - past.count
+        # In double precision all sums are exact, in whatever order BLAS takes them, so that a
+        # session does not depend on the others of its batch.
         good = np.add.reduceat(past.success, first, dtype=np.float64)
         wins = np.add.reduceat(past.success >= 0.5, first, dtype=np.int64)
         bad = past.count - good
-        masses = np.zeros((len(rows), 2, width, past.tasks.shape[1]))
-        masses[past.who, 0, past.slot, past.at] = good
-        masses[past.who, 1, past.slot, past.at] = bad
-        weight = self.pool.weight.take(pair).astype(np.float64)
-        self.tables[rows, 2:, :, : tasks.shape[1]] = masses @ weight[:, None]
-
-        happened = [(wins > 0).nonzero()[0], (wins < past.count).nonzero()[0]]
-        cell, kind = np.concatenate(happened), np.repeat([0, 1], [len(h) for h in happened])
-        line = (2 * past.who[cell] + kind) * width + past.slot[cell]
-        near = self.pool.similarity.take(pair).reshape(-1, tasks.shape[1])
-        values = near.take(past.who[cell] * past.tasks.shape[1] + past.at[cell], 0)
-        best = np.zeros((2 * width * len(rows), tasks.shape[1]), np.float32)
-        group = starts(line)
-        best[line[group]] = np.maximum(np.maximum.reduceat(values, group, axis=0), 0)
-        self.tables[rows, :2, :, : tasks.shape[1]] = best.reshape(len(rows), 2, width, -1)
-
         amounts = (wins, past.meant * good, past.meant * bad)
         for total, amount in zip(self.totals, amounts, strict=True):
-            sums = np.bincount(past.who * width + past.slot, amount, width * len(rows))
-            total[rows] = sums.reshape(len(rows), width)
+            summed = np.bincount(past.who * shape[1] + past.slot, amount, shape[0] * shape[1])
+            total[rows] = summed.reshape(shape)
 
-    def at(self, step: Int) -> Evidence:
-        """Evidence for the task at ``step`` (B,) of each session; arrays (B, L + 1)."""
-        column = self.column[np.arange(len(step)), step]
-        table = np.empty((7, *self.wins.shape), np.float32)
-        self.tables.take(self._starts + column[:, None], out=table[:4], mode="clip")
-        table[4:] = self.totals
+        tasks = self._line_up(rows, stream)
+        pair = tasks[..., None] * len(self.pool.similarity) + past.tasks[:, None]
+        tables = np.empty((shape[0], tasks.shape[1], 4, shape[1]), np.float32)
+        tables[:, :, :2] = self._nearest(past, wins, self.pool.similarity.take(pair))
+        masses = np.zeros((shape[0], past.tasks.shape[1], 2, shape[1]))
+        masses[past.who, past.at, 0, past.slot] = good
+        masses[past.who, past.at, 1, past.slot] = bad
+        weight = self.pool.weight.take(pair).astype(np.float64)
+        sums = weight @ masses.reshape(*masses.shape[:2], -1)
+        tables[:, :, 2:] = sums.reshape(*tasks.shape, 2, -1)
+        self.tables[rows, : tasks.shape[1]] = tables
+
+    def _line_up(self, rows: Int, stream: Int) -> Int:
+        """Give a line to each task of ``stream`` (R, T) that differs; tasks by line, (R, D)."""
+        every, steps = np.arange(len(rows))[:, None], np.arange(stream.shape[1])
+        last = np.zeros((len(rows), len(self.pool.similarity)), np.int64)
+        last[every, stream] = steps + 1  # of a task that comes again the last counts
+        tasks, when = occurring(last)
+        order = when.argsort(1)[:, ::-1]
+        tasks = tasks[every, order]
+        last[every, tasks] = steps[: tasks.shape[1]]
+        self.line[rows] = last[every, stream]
+        self.tasks[rows, : tasks.shape[1]] = tasks
+        return tasks
+
+    def _nearest(self, past: Past, wins: Int, similarity: Float) -> Float:
+        """Largest similarities to the tasks that went well and badly with each slot, at least 0.
+
+        Args:
+            past: outcomes of R sessions.
+            wins: how many of each cell went well, (C,).
+            similarity: of the tasks to come to the past ones, shape (R, D, P).
+
+        Returns:
+            Shape (R, D, 2, L + 1).
+        """
+        lines, width = similarity.shape[1], self.width + 1
+        happened = [(wins > 0).nonzero()[0], (wins < past.count).nonzero()[0]]
+        cell, kind = np.concatenate(happened), np.repeat([0, 1], [len(h) for h in happened])
+        near = similarity.transpose(0, 2, 1).reshape(-1, lines)
+        values = near.take(past.who[cell] * past.tasks.shape[1] + past.at[cell], 0)
+        group = (2 * past.who[cell] + kind) * width + past.slot[cell]
+        first = starts(group)
+        best = np.zeros((len(past.rows) * 2 * width, lines), np.float32)
+        best[group[first]] = np.maximum(np.maximum.reduceat(values, first, axis=0), 0)
+        return best.reshape(-1, 2, width, lines).transpose(0, 3, 1, 2)
+
+    def at(self, step: Int, rows: Int | slice = slice(None)) -> Evidence:
+        """Evidence for the task at ``step`` (B,) of each session; arrays (B, L + 1).
+
+        With ``rows`` (R,) of these sessions alone, where ``step`` is (R,).
+        """
+        row = self._rows[rows]
+        table = np.empty((7, len(row), self.width + 1), np.float32)
+        table[:4] = self.tables[row, self.line[row, step]].transpose(1, 0, 2)
+        table[4:] = self.totals[:, rows]
         return Evidence(table)
 
-    def record(self, task: Int, slot: Int, outcomes: Outcomes, meant: Float) -> None:
-        """Enter the outcome of one decision of every session; ``slot`` and ``meant`` (B, k)."""
-        width = self.width + 1
-        alone = ~outcomes.loaded.any(1, keepdims=True)
-        which = np.concatenate([outcomes.loaded, alone], 1) & outcomes.evidence[:, None]
-        row, j = which.nonzero()
-        last = ((0, 0), (0, 1))
-        column = np.pad(slot, last, constant_values=self.width)[row, j]
-        fitting, r = np.pad(meant, last, constant_values=1)[row, j], outcomes.success[row]
-        failed = 1 - r
+    def record(self, step: Int, task: Int, slot: Int, outcomes: Outcomes, meant: Float) -> None:
+        """Enter the outcome of one decision of every session.
+
+        Args:
+            step: index of the decision in its session, shape (B,).
+            task: of each decision, shape (B,).
+            slot, meant: slots of the chosen skills and the fit of each, shape (B, k).
+            outcomes: what came of them.
+        """
+        lone = ~outcomes.loaded.any(1) & outcomes.evidence
+        row, j = (outcomes.loaded & outcomes.evidence[:, None]).nonzero()
+        column = np.concatenate([slot[row, j], np.full(lone.sum(), self.width)])
+        fits = np.concatenate([meant[row, j], np.ones(lone.sum(), np.float32)])
+        row = np.concatenate([row, lone.nonzero()[0]])
+        good, width = outcomes.success[row], self.width + 1
+        bad = 1 - good
         wins, fit_successes, fit_failures = self.totals.reshape(3, -1)
         key = row * width + column
-        wins[key] += r >= 0.5
-        fit_successes[key] += fitting * r
-        fit_failures[key] += fitting * failed
+        wins[key] += good >= 0.5
+        fit_successes[key] += fits * good
+        fit_failures[key] += fits * bad
 
-        used = slice(0, int(self.column.max()) + 1)
-        pair = (task[:, None] * len(self.pool.similarity) + self.tasks[:, used])[row]
-        table = self.tables.reshape(-1, self.tables.shape[-1])
-        line = row * 4 * width + column
-        at = line + width * (r < 0.5)
-        table[at, used] = np.maximum(table[at, used], self.pool.similarity.take(pair))
-        good, bad = r.nonzero()[0], failed.nonzero()[0]
-        at = np.concatenate([line[good] + 2 * width, line[bad] + 3 * width])
-        amount = np.concatenate([r[good], failed[bad]])[:, None]
-        table[at, used] += self.pool.weight.take(pair[np.concatenate([good, bad])]) * amount
+        used = int(self.line[:, int(step.min()) :].max()) + 1
+        pair = task[:, None] * len(self.pool.similarity) + self.tasks[:, :used]
+        near, weight = self.pool.similarity.take(pair), self.pool.weight.take(pair)
+        table, stride = self.tables.reshape(-1), 4 * width
+        at = (row * self.tables.shape[1] * stride + column)[:, None] + stride * np.arange(used)
+        best = at + width * (good < 0.5)[:, None]
+        table[best] = np.maximum(table.take(best), near[row])
+        for kind, amount in ((2, good), (3, bad)):
+            some = amount.nonzero()[0]
+            mass = at[some] + kind * width
+            table[mass] += weight[row[some]] * amount[some, None]

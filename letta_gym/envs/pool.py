@@ -32,7 +32,7 @@ class Pool:
     Attributes:
         suite: the suite itself, look-alikes included.
         origin: index of the skill that each skill is a look-alike of, or its own, shape (N,).
-        dense, lexical, retrieval: cosine, TF-IDF cosine and their fusion, shape (T, N).
+        scores: cosine, TF-IDF cosine and their fusion, shape (3, T, N); ``retrieval`` is the last.
         similarity, weight: cosine of two tasks and the evidence kernel of it, shape (T, T).
         alike: the look-alikes of each skill, padded with N, shape (W, N).
         relevant: for which skills a task is made, shape (T, N).
@@ -45,9 +45,7 @@ class Pool:
     origin: Int
     task_vectors: Float
     skill_vectors: Float
-    dense: Float
-    lexical: Float
-    retrieval: Float
+    scores: Float
     similarity: Float
     weight: Float
     alike: Int
@@ -55,6 +53,12 @@ class Pool:
     topic: Int
     tokens: Float
     split: NDArray[np.str_]
+
+    @property
+    def retrieval(self) -> Float:
+        """Retrieval score of each skill for each task, shape (T, N)."""
+        fused: Float = self.scores[-1]
+        return fused
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -130,9 +134,7 @@ def build(
         origin=np.array([row[skill_id.removesuffix(TWIN)] for skill_id in ids]),
         task_vectors=tasks,
         skill_vectors=skills,
-        dense=dense,
-        lexical=lexical,
-        retrieval=fuse(dense, lexical, retrieval),
+        scores=np.stack([dense, lexical, fuse(dense, lexical, retrieval)], dtype=np.float32),
         similarity=similarity,
         weight=kernel(similarity, evidence.bandwidth),
         alike=look_alikes(skills),

@@ -18,7 +18,6 @@ from letta_gym.feedback.evidence import (
     EvidenceConfig,
     alone_nearby,
     alone_rate,
-    fit,
     flat,
     judge,
 )
@@ -97,6 +96,7 @@ class Sessions:
         self.present = np.zeros((B, L), bool)
         self.new = np.zeros((B, L), bool)
         self.slots = np.zeros((B, config.candidates), np.int64)
+        self._fit = np.zeros((B, config.candidates), np.float32)  # of the slots' skills
         self.outcomes = np.zeros(B, np.float32)
         self.cheapest = np.zeros(B, np.float32)
         self.ledger = Ledger(pool, B, L, T)
@@ -284,15 +284,15 @@ class Sessions:
 
     def slot_skills(self) -> Int:
         """Pool index of the skill in each slot, shape (B, M)."""
-        return np.take_along_axis(self.skills, self.slots, 1)
+        return self.skills.take(flat(self.slots, self.width))
 
     def slot_new(self) -> Bool:
         """Whether the skill in each slot is new in its session, shape (B, M)."""
-        return np.take_along_axis(self.new, self.slots, 1)
+        return self.new.take(flat(self.slots, self.width))
 
     def slot_present(self) -> Bool:
         """Whether each slot holds an installed skill, shape (B, M)."""
-        return np.take_along_axis(self.present, self.slots, 1)
+        return self.present.take(flat(self.slots, self.width))
 
     # -- decide ------------------------------------------------------------------------------
 
@@ -314,56 +314,53 @@ class Sessions:
         names = ", ".join(self.pool.ids[i] for i in self.skills[0][self.present[0]])
         return f"{int(self.outcomes[0])} outcomes in memory", f"installed: {names}"
 
-    def situation(self) -> observation.Situation:
-        """Everything that is known about the decisions to take now."""
+    def situation(self, rows: Int | slice = slice(None)) -> observation.Situation:
+        """Everything that is known about the decisions to take now, here or in ``rows`` alone."""
         p, c = self.pool, self.config
-        task = self.task[:, None]
-        retrieval = p.retrieval[task, self.skills]
-        evidence = self.ledger.at(np.minimum(self.step_index, c.horizon - 1))
+        library, present, step = self.skills[rows], self.present[rows], self.step_index[rows]
+        line = len(p.ids) * self.task[rows, None]  # where the scores of each task begin
+        retrieval = p.retrieval.take(line + library)
+        evidence = self.ledger.at(np.minimum(step, c.horizon - 1), rows)
         mine, alone = evidence.columns(slice(0, -1)), evidence.columns(slice(-1, None))
-        best = np.where(self.present, retrieval, -np.inf).max(1, keepdims=True)
+        best = np.where(present, retrieval, -np.inf).max(1, keepdims=True)
         general = alone_rate(alone, self.evidence_config)
         judgement = judge(retrieval, best, mine, general, self.evidence_config)
         score = judgement.closed_form if c.slots == "evidence" else retrieval
-        self.slots = candidates.rank(score, self.present, c.candidates)
+        slots = candidates.rank(score, present, c.candidates)
+        judgement = judgement.take(slots)
+        self.slots[rows], self._fit[rows] = slots, judgement.fit
 
-        at = flat(self.slots, self.width)
-        skills = self.skills.take(at)
-        tokens = p.tokens[skills]
-        tokens_left = self.tokens_left[:, None]
+        at = flat(slots, self.width)
+        skills = library.take(at)
+        tokens = p.tokens.take(skills)
+        tokens_left = self.tokens_left[rows, None]
         return observation.Situation(
-            scores=observation.Scores.of(
-                p.dense[task, skills], p.lexical[task, skills], retrieval.take(at)
-            ),
-            evidence=evidence.take(self.slots),
-            judgement=judgement.take(self.slots),
+            scores=observation.Scores(p.scores.reshape(3, -1).take(line + skills, 1)),
+            evidence=evidence.take(slots),
+            judgement=judgement,
             alone=alone,
             alone_rate=general,
             alone_nearby=alone_nearby(alone, general, self.evidence_config),
             alike=observation.alike_slots(p.alike, skills),
             tokens=tokens,
-            mask=self.present.take(at) & (tokens <= tokens_left),
+            mask=present.take(at) & (tokens <= tokens_left),
             tokens_left=tokens_left,
             budget=np.full_like(tokens_left, c.token_budget),
-            tasks_left=(c.horizon - self.step_index[:, None]).astype(np.float32),
+            tasks_left=(c.horizon - step[:, None]).astype(np.float32),
             horizon=np.full_like(tokens_left, c.horizon),
-            outcomes=self.outcomes[:, None],
+            outcomes=self.outcomes[rows, None],
         )
 
     # -- act ---------------------------------------------------------------------------------
 
     def step(self, picks: Int) -> Outcomes:
         """Carry out slot picks (B, k), -1 padded; updates evidence, budget and clock."""
-        rows = np.arange(self.count)
-        chosen = picks >= 0
-        slot = np.take_along_axis(self.slots, np.maximum(picks, 0), 1)
-        skill = np.take_along_axis(self.skills, slot, 1)
+        place = flat(np.maximum(picks, 0), self.config.candidates)
+        slot, meant = self.slots.take(place), self._fit.take(place)
+        skill = np.where(picks >= 0, self.skills.take(flat(slot, self.width)), -1)
         task = self.task
-        out = self.world.execute(Requests(rows, task, np.where(chosen, skill, -1)))
-        best = np.where(self.present, self.pool.retrieval[task[:, None], self.skills], -9).max(1)
-        score = self.pool.retrieval[task[:, None], skill]
-        meant = fit(score, best[:, None], self.evidence_config)
-        self.ledger.record(task, slot, out, meant)
+        out = self.world.execute(Requests(np.arange(self.count), task, skill))
+        self.ledger.record(self.step_index, task, slot, out, meant)
         self.outcomes += np.maximum(out.loaded.sum(1), 1) * out.evidence
         self.tokens_left -= out.tokens
         self.step_index += 1

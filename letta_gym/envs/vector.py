@@ -93,7 +93,9 @@ class PlayVectorEnv(VectorEnv[Arrays, NDArray[Any], NDArray[Any]]):
             if seeds[row] is not None:
                 self._generators[row] = seeding.np_random(seeds[row])[0]
         seeded = any(seeds[row] is not None for row in rows.tolist())
-        self._restart(rows, anew=seeded or not self._ready)
+        if len(rows):
+            generators = [self._generators[row] for row in rows]
+            self.driver.sessions.reset(rows, generators, anew=seeded or not self._ready)
         self._ready = True
         return self.driver.observe(), {}
 
@@ -109,9 +111,10 @@ class PlayVectorEnv(VectorEnv[Arrays, NDArray[Any], NDArray[Any]]):
         observation = self.driver.observe()
         if ended.any():
             infos["final_info"], infos["_final_info"] = dict(infos), ended
-            infos["final_obs"], infos["_final_obs"] = observation, ended
-            self._restart(np.flatnonzero(ended), anew=False)
-            observation = self.driver.observe()
+            rows = ended.nonzero()[0]
+            generators = [self._generators[row] for row in rows]
+            infos["final_obs"] = self.driver.restart(rows, generators, observation)
+            infos["_final_obs"] = ended
         return observation, step.reward, step.terminated, step.truncated, infos
 
     def get_state(self) -> dict[str, Any]:
@@ -128,10 +131,6 @@ class PlayVectorEnv(VectorEnv[Arrays, NDArray[Any], NDArray[Any]]):
             generator.bit_generator.state = saved
         self._ready = True
         return self.driver.observe()
-
-    def _restart(self, rows: NDArray[np.int64], anew: bool) -> None:
-        if len(rows):
-            self.driver.sessions.reset(rows, [self._generators[row] for row in rows], anew)
 
     def _seeds(self, seed: int | Sequence[int | None] | None) -> Sequence[int | None]:
         if seed is None:

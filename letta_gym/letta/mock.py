@@ -179,23 +179,22 @@ class MockWorld:
     def success_probability(self, rows: Int, tasks: Int, skills: Int, loaded: Float) -> Float:
         """p of the module's formula, shape (...); ``loaded`` (..., k) may hold probabilities."""
         gain, harm = self.effects(rows, tasks, np.maximum(skills, 0))
-        left = (1 - self.base[rows, tasks]) * np.prod(1 - gain * loaded, -1)
+        base = self.base.take(rows * self.base.shape[1] + tasks)
+        left = (1 - base) * np.prod(1 - gain * loaded, -1)
         p: Float = (1 - left) * np.prod(1 - harm * loaded, -1)
         return p
 
     def execute(self, requests: Requests) -> Outcomes:
         """One NumPy pass over all requests, with the draws made at reset."""
         rows, tasks, skills = requests.rows, requests.tasks, requests.skills
-        chosen = skills >= 0
-        chance = self.load_probability(chosen)
-        loaded = self.load_draw[rows, self.step[rows], : skills.shape[1]] < chance
-        success = self.graded(
-            self.success_probability(rows, tasks, skills, loaded.astype(np.float32)),
-            self.check_draw[rows, self.step[rows]],
-        )
-        tokens = np.where(loaded, self.tokens[np.maximum(skills, 0)], 0).sum(-1)
-        expected = self.success_probability(rows, tasks, skills, chance)
-        self.step[rows] += 1
+        step = self.step[rows]
+        chance = self.load_probability(skills >= 0)
+        loaded = self.load_draw[rows, step, : skills.shape[1]] < chance
+        both = np.stack([loaded, chance], dtype=np.float32)
+        p, expected = self.success_probability(rows, tasks, skills, both)
+        success = self.graded(p, self.check_draw[rows, step])
+        tokens = (self.tokens.take(np.maximum(skills, 0)) * loaded).sum(-1)
+        self.step[rows] = step + 1
         return Outcomes(success, loaded, tokens, expected, np.ones(len(rows), bool))
 
     def thresholds(self, probability: Float) -> NDArray[np.float64]:

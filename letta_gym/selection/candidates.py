@@ -14,6 +14,10 @@ Int = NDArray[np.int64]
 Bool = NDArray[np.bool_]
 
 
+_LAST = 2.0**40
+"""Rank of what is not available: behind every score."""
+
+
 class RetrievalConfig(Section):
     """How dense and lexical scores are fused; ``lexical_weight`` 0 is dense retrieval alone."""
 
@@ -47,8 +51,15 @@ def rank(score: Float, available: Bool, slots: int) -> Int:
     Returns:
         Columns, shape (B, M).
     """
-    key = np.where(available, np.rint(score * -1e5), np.inf)
-    return key.argsort(axis=-1, kind="stable")[..., :slots]
+    columns = score.shape[-1]
+    # Score and column in one integer, so that a plain sort, much faster than a stable argsort with
+    # its gathers, gives the order of both.
+    key = np.where(available, np.rint(score * -1e5), _LAST).astype(np.int64)
+    key *= columns
+    key += np.arange(columns)
+    key.sort(-1)
+    best: Int = key[..., :slots] % columns
+    return best
 
 
 def affordable(
