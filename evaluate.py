@@ -9,11 +9,14 @@ from pathlib import Path
 
 from threadpoolctl import threadpool_limits
 
-from agents.config import RunConfig, read
-from agents.evaluation import compare
+from agents.config import RunConfig
+from agents.evaluation import Comparison, compare
+from agents.replay_config import ReplayRunConfig, read_run
+from agents.suite_comparison import SuiteComparison, compare_on_suite
 from letta_gym.errors import ConfigError, LettaGymError
 from letta_gym.files import write_atomically
 from letta_gym.selection import bilinear
+from letta_gym.selection.network import Weights
 from letta_gym.selection.policy import Policy
 
 
@@ -29,11 +32,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", metavar="OUT", help="write the figures to this file")
     options = parser.parse_args(arguments)
     try:
-        config = read(options.config, options.assignments)
+        config = read_run(options.config, options.assignments)
         policy = None if options.policy is None else checked(options.policy, config)
         with threadpool_limits(1):
             weights = None if policy is None else policy.weights
-            result = compare(config, weights, options.split)
+            result = compared(config, weights, options.split)
         print(f"{result.split} split, {result.episodes} sessions, mean ± 95 % interval:")
         print(result.table())
         if options.json:
@@ -45,7 +48,16 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def checked(path: str, config: RunConfig) -> Policy:
+def compared(
+    config: RunConfig | ReplayRunConfig, weights: Weights | None, split: str | None
+) -> Comparison | SuiteComparison:
+    """The comparison of a configuration of either kind."""
+    if isinstance(config, ReplayRunConfig):
+        return compare_on_suite(config, weights, split)
+    return compare(config, weights, split)
+
+
+def checked(path: str, config: RunConfig | ReplayRunConfig) -> Policy:
     """The policy at ``path``, if it was trained on the features that ``config`` gives.
 
     Raises:

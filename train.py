@@ -6,8 +6,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from agents.config import read
-from agents.training import CHECKPOINT, POLICY, Run, evaluate_run
+from agents.config import RunConfig
+from agents.evaluation import Comparison
+from agents.replay_config import ReplayRunConfig, read_run
+from agents.run import CHECKPOINT, POLICY
+from agents.stream_run import StreamRun, evaluate_stream_run
+from agents.suite_comparison import SuiteComparison
+from agents.training import Run, evaluate_run
 from letta_gym.errors import LettaGymError
 
 
@@ -28,10 +33,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     folder = Path(options.run_dir or Path("runs") / Path(options.config).stem)
     try:
-        config = read(options.config, options.assignments)
-        run = Run(config, folder, resume=options.resume)
+        config = read_run(options.config, options.assignments)
+        run = open_run(config, folder, options.resume)
         seconds = run.train()
-        comparison = evaluate_run(run) if config.train.evaluate else None
+        comparison = compared(run) if config.train.evaluate else None
         run.finish(seconds, comparison)
     except (LettaGymError, OSError) as error:
         print(f"train.py: {error}", file=sys.stderr)
@@ -50,6 +55,18 @@ def main(arguments: list[str] | None = None) -> int:
     print("\nnext:\n  make tensorboard")
     print('  make try TASK="Turn this folder of scanned bills into a spreadsheet"')
     return 0
+
+
+def open_run(config: RunConfig | ReplayRunConfig, folder: Path, resume: bool) -> Run | StreamRun:
+    """The run of a configuration of either kind."""
+    if isinstance(config, ReplayRunConfig):
+        return StreamRun(config, folder, resume=resume)
+    return Run(config, folder, resume=resume)
+
+
+def compared(run: Run | StreamRun) -> Comparison | SuiteComparison:
+    """The run's policy beside its opponents."""
+    return evaluate_stream_run(run) if isinstance(run, StreamRun) else evaluate_run(run)
 
 
 if __name__ == "__main__":

@@ -148,9 +148,13 @@ class Threshold:
 
     def act(self, obs: Observation, driver: Scene) -> Choice:
         """The best ``k`` that reach the level."""
-        score = np.where(obs["action_mask"], self.score(obs["features"]), -np.inf)
+        score = np.where(obs["action_mask"], self.rate(obs, driver), -np.inf)
         levels = np.where(np.arange(driver.config.max_skills) < self.k, self.level, np.inf)
         return cut(score, levels, driver.config.max_skills)
+
+    def rate(self, obs: Observation, driver: Scene) -> Floats:
+        """Score of each slot, shape (B, M)."""
+        return self.score(obs["features"])
 
 
 def cosine(f: Floats) -> Floats:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -64,8 +64,9 @@ class EvaluateConfig(Section):
 
 
 class RunConfig(Section):
-    """Everything that decides a run."""
+    """Everything that decides a run on the mock."""
 
+    kind: Literal["mock"] = "mock"
     seed: int = Field(default=1, ge=0)
     suite: SuiteConfig = SuiteConfig()
     env: SessionConfig = SessionConfig()
@@ -93,7 +94,7 @@ class RunConfig(Section):
 
 
 def read(path: Path | str, assignments: list[str]) -> RunConfig:
-    """Read a configuration file and apply ``--set`` assignments.
+    """Read a configuration file of the mock and apply ``--set`` assignments.
 
     Raises:
         ConfigError: something does not fit; the message names the nearest known key.

@@ -244,7 +244,7 @@ class Comparison:
     def to_json(self) -> dict[str, Any]:
         """The comparison as JSON values; NaN becomes null."""
         agents = {
-            name: {metric: _json(self.interval(name, metric)) for metric in runs[0]}
+            name: {metric: as_json(self.interval(name, metric)) for metric in runs[0]}
             for name, runs in self.runs.items()
         }
         result = {
@@ -257,7 +257,7 @@ class Comparison:
         }
         if "learned" in self.runs:
             names = [self.best_baseline(), "evidence"]
-            result["lead_of_learned"] = {n: _json(self.lead("learned", n)) for n in names}
+            result["lead_of_learned"] = {n: as_json(self.lead("learned", n)) for n in names}
         return result
 
     def table(self) -> str:
@@ -265,15 +265,15 @@ class Comparison:
         shown = ("return", "success", "tokens", "skills_per_task", "none_recall", "hit_at_1")
         lines = ["agent     " + "".join(f"{name:>17s}" for name in shown) + "   gap closed"]
         for agent in self.runs:
-            cells = [self.interval(agent, name) for name in shown]
-            text = "".join(_cell(name, cell) for name, cell in zip(shown, cells, strict=True))
+            text = "".join(cell(name, self.interval(agent, name)) for name in shown)
             closed = self.closed(agent)
             share = "-" if math.isnan(closed) else f"{closed:.0%}"
             lines.append(f"{agent:10s}{text}{share:>13s}")
         return "\n".join(lines)
 
 
-def _cell(metric: str, interval: Interval) -> str:
+def cell(metric: str, interval: Interval) -> str:
+    """A mean and the half-width of its interval, 17 characters."""
     digits = 0 if metric == "tokens" else 3
     if math.isnan(interval.mean):
         return f"{'-':>17s}"
@@ -281,7 +281,8 @@ def _cell(metric: str, interval: Interval) -> str:
     return f"{interval.mean:10.{digits}f} ±{half:5.{digits}f}"
 
 
-def _json(interval: Interval) -> dict[str, float | None]:
+def as_json(interval: Interval) -> dict[str, float | None]:
+    """The interval as JSON values; NaN becomes null."""
     return {bound: _number(getattr(interval, bound)) for bound in ("mean", "low", "high")}
 
 

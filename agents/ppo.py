@@ -175,6 +175,8 @@ class PPO:
         model: what acts and learns
         config: hyper-parameters
         rng: source of all randomness: seed of the environments, actions, minibatches
+        partner: another learner of the same model, with whom the optimiser and the averaged weights
+            are shared
         total_steps: environment steps over which the learning rate is annealed and :meth:`train`
             runs
         on_step: called after each step with ``infos, rewards, terminated, truncated``
@@ -201,6 +203,7 @@ class PPO:
         *,
         total_steps: int,
         on_step: OnStep | None = None,
+        partner: PPO | None = None,
     ) -> None:
         check_env(env, config.num_envs)
         if total_steps < 1:
@@ -213,11 +216,13 @@ class PPO:
         self.on_step = on_step
         self.global_step = 0
         self.num_updates = 0
-        self.optimizer = Adam(model.parameters, config.learning_rate, eps=config.adam_eps)
-        self.ema = None if config.ema_decay is None else Ema(model.parameters, config.ema_decay)
+        if partner is None:
+            self.optimizer = Adam(model.parameters, config.learning_rate, eps=config.adam_eps)
+            self.ema = None if config.ema_decay is None else Ema(model.parameters, config.ema_decay)
+        else:
+            self.optimizer, self.ema = partner.optimizer, partner.ema
 
-        obs, _ = env.reset(seed=int(rng.integers(2**31)))
-        self.obs = as_observation(obs)
+        self.restart()
         # The shape of an action is the model's own business: try one, off the record.
         self.rollout = Rollout(
             config.num_steps, self.obs, model.act(self.obs, np.random.default_rng(0))
@@ -246,6 +251,11 @@ class PPO:
             if callback is not None:
                 callback(metrics)
 
+    def restart(self) -> None:
+        """Begin new episodes in every environment, with a seed drawn from ``rng``."""
+        obs, _ = self.env.reset(seed=int(self.rng.integers(2**31)))
+        self.obs = as_observation(obs)
+
     def collect(self) -> None:
         """Act for ``num_steps`` steps in every environment and fill the rollout."""
         final_obs: list[Observation] = []
@@ -259,7 +269,7 @@ class PPO:
             weights = sample_weights(infos, terminated | truncated)
             self.rollout.observe(t, rewards, terminated, truncated, weights)
 
-            if (cut := truncated & ~terminated).any():
+            if self.config.gamma and (cut := truncated & ~terminated).any():
                 final_obs.append(final_observations(infos, np.flatnonzero(cut)))
             self._episodes.add(rewards, terminated | truncated)
             if self.on_step is not None:
@@ -372,7 +382,12 @@ class PPO:
         return norm
 
     def _bootstrap(self, final_obs: Sequence[Observation]) -> None:
-        """Fill ``rollout.next_values``, looking beyond the rollout and beyond truncations."""
+        """Fill ``rollout.next_values``, looking beyond the rollout and beyond truncations.
+
+        Without a future (``gamma`` 0) nobody asks for them.
+        """
+        if not self.config.gamma:
+            return
         rollout = self.rollout
         rollout.next_values[:-1] = rollout.values[1:]
         rollout.next_values[-1] = self.model.value(self.obs)

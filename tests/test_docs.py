@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
+import numpy as np
 import pytest
 import yaml
 from pydantic import BaseModel
@@ -20,6 +21,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import evaluate
 import train
 from agents.config import RunConfig, read
+from agents.replay_config import ReplayRunConfig, read_run
+from agents.stream_run import CURVES
+from agents.suite_comparison import line_up
+from agents.trial import metrics
 from docs.build import GENERATED, built
 from letta_gym import cli, errors
 from letta_gym.envs.deployment import ReplayConfig
@@ -103,6 +108,34 @@ def test_every_keyword_of_an_environment_is_documented_with_its_default(
     assert {n: v for n, v in documented.items() if n not in sections} == {
         n: v for n, v in known.items() if n not in sections
     }
+
+
+def test_every_key_of_training_on_a_suite_is_documented_with_its_value_and_default() -> None:
+    config, defaults = _flat(read_run(ROOT / "configs/replay.yaml", [])), _flat(ReplayRunConfig())
+    page = _section(REPLAY, "Training").split("### TensorBoard")[0]
+    values, stated = _column(page, 1), _column(page, 2)
+    of_mock = ("evidence.", "retrieval.", "train.ppo.")
+    own = {key for key in config if not key.startswith((*of_mock, "env."))}
+    changed = {k for k in config if k.startswith(("evidence.", "retrieval."))}
+    changed = {key for key in changed if config[key] != defaults[key]}
+
+    assert set(values) == own | changed | {"env.max_skills"}
+    assert values == {key: config[key] for key in values}
+    assert stated == {key: defaults[key] for key in stated}
+    assert {k for k in config if k.startswith("env.") and config[k] != defaults[k]} == {
+        "env.max_skills"
+    }
+
+
+def test_every_agent_metric_and_tag_of_a_suite_is_documented() -> None:
+    agents = {agent.name for agent in line_up(ReplayRunConfig())} | {"learned"}
+    text = _section(REPLAY, "Evaluation") + _section(REPLAY, "Training")
+    columns = ["needed", "hit", "skills", "success", "utility", "tokens", "regret"]
+    known = {name: np.zeros(0, bool) for name in columns} | {"top": np.zeros((0, 5))}
+    tags = {f"validation/{name}" for name in CURVES} | {"validation/curve", "rehearsal/reward"}
+
+    assert {"linucb", "hybrid"} <= agents
+    assert [n for n in {*agents, *metrics(known), *tags} if f"`{n}`" not in text] == []
 
 
 def test_every_option_of_rehearsal_is_documented_with_its_default() -> None:
@@ -333,7 +366,7 @@ def _check_command(words: list[str]) -> None:
             pairs = list(zip(arguments[::2], arguments[1::2], strict=True))
             config = {option: value for option, value in pairs if option == "--config"}
             changes = [value for option, value in pairs if option == "--set"]
-            read(ROOT / config["--config"], changes)
+            read_run(ROOT / config["--config"], changes)
         case ["python", "-m", module]:
             assert importlib.util.find_spec(module) is not None, words
         case ["pip", "install", "-e", where]:

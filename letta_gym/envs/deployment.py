@@ -137,6 +137,8 @@ class Deployment:
         self.step_index = np.zeros(count, np.int64)
         self.task = self.done = np.zeros(count, np.int64)
         self._available = np.zeros((count, n), bool)
+        self._asked: Int | None = None
+        self._said = np.zeros(0, np.float32)
         self._begin(np.random.default_rng(0))
 
     def tasks(self, split: str, *, new: bool | None = None) -> Int:
@@ -196,6 +198,13 @@ class Deployment:
         self.tokens_left = np.full(self.count, self.config.token_budget, np.float32)
         self.cheapest = np.full(self.count, self.cheapest[0], np.float32)
 
+    def open_library(self) -> None:
+        """From now on new skills exist, and the tasks that are made for them are asked."""
+        self.present = np.ones_like(self.present)
+        self.stream = self.tasks(self.config.split)
+        cheapest = self.catalogue.tokens.min()
+        self.cheapest = np.full_like(self.cheapest, cheapest)
+
     # -- decide ------------------------------------------------------------------------------
 
     def situation(self) -> Situation:
@@ -204,7 +213,7 @@ class Deployment:
         scores = Scores(p.scores.table[:, tasks])
         retrieval = scores.retrieval
         self._available = available = self.available(tasks)
-        tables = self.memory.tables(p.task_vectors[tasks], p.keys)
+        tables = self._tables(tasks)
         mine, alone = Evidence(tables[:, :, 1:]), Evidence(tables[:, :, :1])
         self._best = np.where(available, retrieval, -np.inf).max(1, keepdims=True)
         general = alone_rate(alone, c.evidence)
@@ -229,6 +238,16 @@ class Deployment:
             horizon=np.full_like(tokens_left, c.horizon),
             outcomes=np.full_like(tokens_left, len(self.memory)),
         )
+
+    def _tables(self, tasks: Int) -> Float:
+        """Evidence about the tasks (7, B, N + 1), kept until the next step.
+
+        A session that ends is shown twice, at its end and as the next one begins.
+        """
+        if self._asked is not tasks:
+            vectors = self.catalogue.task_vectors[tasks]
+            self._asked, self._said = tasks, self.memory.tables(vectors, self.catalogue.keys)
+        return self._said
 
     def available(self, tasks: Int) -> Bool:
         """Which skills may be chosen for each task, shape (B, N)."""
@@ -263,7 +282,9 @@ class Deployment:
             self.decided += self.count
         self.tokens_left = self.tokens_left - out.tokens
         self.step_index = self.step_index + 1
-        self.done, self.task = self.task, self._next(self.count) if self.learning else self.task
+        self.done, self._asked = self.task, None
+        if self.learning:
+            self.task = self._next(self.count)
         return out
 
     def outcomes(self, requests: Requests) -> Outcomes:
