@@ -95,7 +95,9 @@ def trial(agent: Agent[ReplayDriver], driver: ReplayDriver, config: ReplayRunCon
         parts["new@0"] = look(agent, driver, new)
     whole = {name: np.concatenate([p[name] for p in parts.values()]) for name in parts["seen"]}
     result = metrics(whole)
-    if len(new):
+    if len(new) and agent.name in BLIND:
+        parts |= {f"new@{level}": parts["new@0"] for level in e.levels}
+    elif len(new):
         lessons = _lessons(driver, e.levels)
         for level, tasks in zip(e.levels, lessons, strict=True):
             for first in range(0, len(tasks), e.batch):

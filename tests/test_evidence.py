@@ -36,6 +36,11 @@ OTHER = EvidenceConfig(
     count_cap=9.0,
     failure_weight=0.9,
     failure_cap=0.25,
+    local_weight=0.3,
+    local_strength=0.4,
+    share_weight=0.2,
+    share_strength=1.5,
+    uplift_weight=0.7,
     nearest_weight=0.4,
 )
 CONFIGS = [EvidenceConfig(), OTHER]
@@ -67,6 +72,11 @@ def nearest_by_hand(score: float, e: Evidence, i: tuple[int, ...], c: EvidenceCo
         value += c.count_correction * math.log(c.count_cap / min(float(e.wins[i]), c.count_cap))
     else:
         value = score + c.novelty
+    good, bad = float(e.success_mass[i]), float(e.failure_mass[i])
+    half = c.local_strength / 2
+    value += c.local_weight * ((good + half) / (good + bad + c.local_strength) - 0.5)
+    every = float(e.success_mass[i[:-1]].sum()) + c.share_strength
+    value += c.share_weight * good / every
     return value - c.failure_weight * penalty_by_hand(e, i, c)
 
 
@@ -142,7 +152,7 @@ def test_every_part_of_a_judgement_is_its_formula(config: EvidenceConfig) -> Non
         assert judged.uplift[i] == pytest.approx(added, abs=2e-6)
         assert judged.failure_penalty[i] == pytest.approx(penalty_by_hand(e, i, config), abs=1e-6)
         assert judged.nearest[i] == pytest.approx(near, abs=2e-6)
-        expected = meant * added + config.nearest_weight * near
+        expected = config.uplift_weight * meant * added + config.nearest_weight * near
         assert judged.closed_form[i] == pytest.approx(expected, abs=GRID)
 
 

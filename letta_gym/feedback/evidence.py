@@ -110,8 +110,13 @@ class EvidenceConfig(Section):
     ``novelty``: head start of a skill without a success over its retrieval score.
     ``count_correction``, ``count_cap``: a maximum grows with its sample; ln(cap / n) corrects it.
     ``failure_weight``, ``failure_cap``: cost of failing nearer to the task than succeeding.
-    ``nearest_weight``: weight of the nearest-success score in the closed form. Outcomes of an agent
-    that often succeeds alone say little one by one, so the mock keeps it small.
+    ``local_weight``, ``local_strength``: weight of the skill's success near the task less one half,
+    and the pseudo-outcomes behind that half. Unlike the penalty it hears every failure.
+    ``share_weight``, ``share_strength``: weight of its share in all successes near the task, and
+    the kernel mass that belongs to no skill.
+    ``uplift_weight``, ``nearest_weight``: of fit x uplift and of the nearest-success score in the
+    closed form. Outcomes of an agent that often succeeds alone say little one by one, so the mock
+    keeps the latter small; where a label decides, nothing else counts.
     """
 
     bandwidth: float = Field(default=0.12, gt=0)
@@ -125,6 +130,11 @@ class EvidenceConfig(Section):
     count_cap: float = Field(default=70.0, gt=1)
     failure_weight: float = 0.5
     failure_cap: float = Field(default=0.4, ge=0)
+    local_weight: float = Field(default=0.0, ge=0)
+    local_strength: float = Field(default=0.1, gt=0)
+    share_weight: float = Field(default=0.0, ge=0)
+    share_strength: float = Field(default=0.3, gt=0)
+    uplift_weight: float = Field(default=1.0, ge=0)
     nearest_weight: float = Field(default=0.05, ge=0)
 
 
@@ -220,7 +230,8 @@ def nearest(
 
     With a success: half the retrieval score, half the nearest success, corrected for the count.
     Without: the retrieval score and a head start. From both a penalty for failures that are nearer
-    than any success.
+    than any success; to both the terms of ``local_weight`` and ``share_weight``. For the latter the
+    last axis must hold every skill of the library.
     """
     score: Float = retrieval + config.novelty
     known = evidence.wins > 0
@@ -229,7 +240,15 @@ def nearest(
         correction = config.count_correction * np.log(config.count_cap / count)
         seen = (retrieval + evidence.success_similarity) * _HALF + correction
         score = np.where(known, seen, score)
-    return score - config.failure_weight * failure_penalty
+    score = score - config.failure_weight * failure_penalty
+    good, bad = evidence.success_mass, evidence.failure_mass
+    if config.local_weight:
+        prior = config.local_strength / 2
+        score = score + config.local_weight * ((good + prior) / (good + bad + 2 * prior) - _HALF)
+    if config.share_weight:
+        every = good.sum(-1, keepdims=True) + config.share_strength
+        score = score + config.share_weight * (good / every)
+    return score
 
 
 def judge(
@@ -242,8 +261,8 @@ def judge(
 ) -> Judgement:
     """Judge skills for tasks, without learning.
 
-    The closed form is fit x uplift + nearest_weight x nearest. Without outcomes every term grows
-    with the retrieval score, so that an empty memory leaves the retrieval ranking.
+    The closed form is uplift_weight x fit x uplift + nearest_weight x nearest. Without outcomes
+    every term grows with the retrieval score, so that an empty memory leaves the retrieval ranking.
 
     Args:
         retrieval: retrieval scores, shape (..., n).
@@ -258,5 +277,5 @@ def judge(
     table[1] = added = uplift(evidence, alone, config)
     table[2] = penalty = failure_penalty(evidence, config)
     table[3] = near = nearest(retrieval, evidence, penalty, config)
-    table[4] = meant * added + config.nearest_weight * near
+    table[4] = config.uplift_weight * (meant * added) + config.nearest_weight * near
     return Judgement(table)
