@@ -150,7 +150,6 @@ def test_every_part_of_a_judgement_is_its_formula(config: EvidenceConfig) -> Non
         near = nearest_by_hand(at, e, i, config)
         assert judged.fit[i] == pytest.approx(meant, abs=GRID)
         assert judged.uplift[i] == pytest.approx(added, abs=2e-6)
-        assert judged.failure_penalty[i] == pytest.approx(penalty_by_hand(e, i, config), abs=1e-6)
         assert judged.nearest[i] == pytest.approx(near, abs=2e-6)
         expected = config.uplift_weight * meant * added + config.nearest_weight * near
         assert judged.closed_form[i] == pytest.approx(expected, abs=GRID)
@@ -161,11 +160,17 @@ def test_the_parts_of_a_judgement_are_the_functions_of_the_same_names() -> None:
     score = np.random.default_rng(3).random((5, 4)).astype(np.float32)
     best, alone = score.max(1, keepdims=True), np.full((5, 1), 0.25, np.float32)
     judged = judge(score, best, e, alone, config)
-    penalty = failure_penalty(e, config)
     np.testing.assert_array_equal(judged.fit, fit(score, best, config))
     np.testing.assert_array_equal(judged.uplift, uplift(e, alone, config))
-    np.testing.assert_array_equal(judged.failure_penalty, penalty)
-    np.testing.assert_array_equal(judged.nearest, nearest(score, e, penalty, config))
+    np.testing.assert_array_equal(judged.nearest, nearest(score, e, config))
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_the_penalty_is_how_much_nearer_a_failure_is(config: EvidenceConfig) -> None:
+    e = random_evidence((30, 8), seed=8)
+    penalty = failure_penalty(e, config)
+    for i in np.ndindex(*penalty.shape):
+        assert penalty[i] == pytest.approx(penalty_by_hand(e, i, config), abs=1e-6)
 
 
 @pytest.mark.parametrize("config", CONFIGS)

@@ -55,8 +55,8 @@ def test_a_skill_with_outcomes_has_what_it_adds() -> None:
 @pytest.mark.parametrize(
     ("feature", "value", "words"),
     [
-        ("failure_penalty", 1.0, "failed on a similar task"),
-        ("success_lead", 1.0, "worked on the most similar task"),
+        ("local_gain", -0.2, "did badly on tasks like this"),
+        ("local_gain", 0.2, "did well on tasks like this"),
         ("alike_lead", -1.0, "a look-alike does better"),
     ],
 )

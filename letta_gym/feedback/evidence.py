@@ -147,9 +147,8 @@ class Judgement(Rows):
     __slots__ = ()
     fit = Row(0)
     uplift = Row(1)
-    failure_penalty = Row(2)
-    nearest = Row(3)
-    closed_form = Row(4)
+    nearest = Row(2)
+    closed_form = Row(3)
 
 
 def flat(columns: Int, width: int) -> Int:
@@ -179,9 +178,13 @@ def fit(score: Float, best: Float, config: EvidenceConfig) -> Float:
         score: retrieval score of the skill, shape (...).
         best: best retrieval score of the library for the same task, broadcastable.
     """
-    scale = config.fit_scale
-    meant = 1 + np.exp((config.fit_level - score) / scale)
-    return _round(np.exp((score - best) / scale) / meant)
+    # Both exponentials in one call.
+    powers = np.empty((2, *score.shape), np.float32)
+    np.subtract(score, best, out=powers[0, ...])
+    np.subtract(config.fit_level, score, out=powers[1, ...])
+    powers /= config.fit_scale
+    behind, below = np.exp(powers, out=powers)
+    return _round(behind / (1 + below))
 
 
 def _round(weights: Float) -> Float:
@@ -223,9 +226,7 @@ def failure_penalty(evidence: Evidence, config: EvidenceConfig) -> Float:
     return np.minimum(np.maximum(nearer, 0), config.failure_cap)
 
 
-def nearest(
-    retrieval: Float, evidence: Evidence, failure_penalty: Float, config: EvidenceConfig
-) -> Float:
+def nearest(retrieval: Float, evidence: Evidence, config: EvidenceConfig) -> Float:
     """Score from the nearest outcomes, on the scale of the retrieval score, shape (..., n).
 
     With a success: half the retrieval score, half the nearest success, corrected for the count.
@@ -240,7 +241,7 @@ def nearest(
         correction = config.count_correction * np.log(config.count_cap / count)
         seen = (retrieval + evidence.success_similarity) * _HALF + correction
         score = np.where(known, seen, score)
-    score = score - config.failure_weight * failure_penalty
+    score = score - config.failure_weight * failure_penalty(evidence, config)
     good, bad = evidence.success_mass, evidence.failure_mass
     if config.local_weight:
         prior = config.local_strength / 2
@@ -270,12 +271,11 @@ def judge(
         evidence: what is known about each skill, arrays (..., n).
         alone: success without skills, shape (..., 1).
         config: the constants.
-        out: where to write, float32, shape (5, ..., n); by default a new array.
+        out: where to write, float32, shape (4, ..., n); by default a new array.
     """
-    table = np.empty((5, *retrieval.shape), np.float32) if out is None else out
+    table = np.empty((4, *retrieval.shape), np.float32) if out is None else out
     table[0] = meant = fit(retrieval, best, config)
     table[1] = added = uplift(evidence, alone, config)
-    table[2] = penalty = failure_penalty(evidence, config)
-    table[3] = near = nearest(retrieval, evidence, penalty, config)
-    table[4] = config.uplift_weight * (meant * added) + config.nearest_weight * near
+    table[2] = near = nearest(retrieval, evidence, config)
+    table[3] = config.uplift_weight * (meant * added) + config.nearest_weight * near
     return Judgement(table)

@@ -6,7 +6,6 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,19 +20,29 @@ were what when where which who why will with would you your
 """
 _STOP = frozenset(_STOP_WORDS.split())
 _SMALL = 1 << 20  # entries of a table of all terms and documents; 8 MB
+_MOST_WORDS = 1 << 16
 _ENDINGS = ("ings", "ing", "ied", "ies", "ed", "es", "s")
 
 
 def terms(text: str) -> list[str]:
     """Lower-case words of ``text`` without stop words, each cut to a crude stem."""
-    return [term for term in map(_term, _WORD.findall(text.lower())) if term]
+    return [term for term in map(_TERMS.__getitem__, _WORD.findall(text.lower())) if term]
 
 
-@lru_cache(maxsize=1 << 16)
-def _term(word: str) -> str:
-    """The stem of ``word``; nothing for a stop word."""
-    if word in _STOP:
-        return ""
+class _Terms(dict[str, str]):
+    """The stem of each word that was met, nothing for a stop word; a cache of bounded size."""
+
+    def __missing__(self, word: str) -> str:
+        if len(self) >= _MOST_WORDS:
+            self.clear()
+        self[word] = term = "" if word in _STOP else _stem(word)
+        return term
+
+
+_TERMS = _Terms()
+
+
+def _stem(word: str) -> str:
     for ending in _ENDINGS:
         if word.endswith(ending) and len(word) - len(ending) >= 3:
             return word[: -len(ending)]

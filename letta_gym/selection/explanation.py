@@ -96,10 +96,10 @@ def _reasons(f: Float, outcomes: float) -> tuple[str, ...]:
         reasons.append("not tried yet")
     else:
         reasons.append(f"adds {gain:+.2f} where it fits ({outcomes:.0f} outcomes)")
-    if f[FEATURE["failure_penalty"]] > 0.2:
-        reasons.append("failed on a similar task")
-    if f[FEATURE["success_lead"]] > 0.2:
-        reasons.append("worked on the most similar task")
+    if f[FEATURE["local_gain"]] < -0.1:
+        reasons.append("did badly on tasks like this")
+    if f[FEATURE["local_gain"]] > 0.1:
+        reasons.append("did well on tasks like this")
     if f[FEATURE["alike_lead"]] < -0.2:
         reasons.append("a look-alike does better")
     return tuple(reasons)

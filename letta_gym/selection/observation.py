@@ -44,18 +44,12 @@ FEATURES: tuple[Column, ...] = (
     Column("retrieval", "4 x retrieval score", -8, 8, R, 4),
     Column("fit", "fit of the skill to the task, from the retrieval scores", 0, 1, R),
     Column("uplift", "4 x posterior of what the skill adds where it fits", -4, 4, E, 4),
-    Column("failure_penalty", "4 x how much nearer a failure is than any success", 0, 4, E, 4),
     Column("nearest", "4 x score from the nearest outcomes", -8, 8, E, 4),
     Column("closed_form", "8 x closed-form score, the expected gain", -8, 8, E, 8),
     Column("retrieval_gap", "4 x (retrieval score - best of the slots)", -16, 0, R, 4),
     Column("closed_form_gap", "8 x (closed-form score - best of the slots)", -16, 0, E, 8),
-    Column("success_mass", "ln(1 + 20 kernel mass of successes) / 2", 0, 8, E, 0.5),
-    Column("failure_mass", "ln(1 + 20 kernel mass of failures) / 2", 0, 8, E, 0.5),
     Column("local_gain", "success with the skill near this task, less without", -1, 1, E),
     Column("certainty", "weight of outcomes in the posterior uplift", 0, 1, E),
-    Column("unknown", "1 where the skill has no success yet", 0, 1, E),
-    Column("success_gap", "4 x (nearest success - retrieval score), 0 if unknown", -8, 8, E, 4),
-    Column("success_lead", "4 x (nearest success - best competitor's)", -8, 8, E, 4),
     Column("alike_lead", "4 x (uplift - mean uplift of its look-alikes)", -8, 8, E, 4),
     Column("alike_rival", "4 x largest uplift of its look-alikes, 0 without", -4, 4, E, 4),
     Column("alike_certainty", "weight of outcomes behind its look-alikes", 0, 1, E),
@@ -70,10 +64,7 @@ CONTEXT: tuple[Column, ...] = (
     Column("history", "ln(1 + outcomes in memory) / 8", 0, 4, E),
     Column("alone", "the agent's success without skills in general", 0, 1, E),
     Column("alone_here", "the agent's success without skills near this task", 0, 1, E),
-    Column("alone_mass", "ln(1 + 20 kernel mass of those outcomes) / 2", 0, 8, E),
-    Column("slots", "share of slots that may be chosen", 0, 1, S),
     Column("best_retrieval", "4 x best retrieval score of the slots", -8, 8, R),
-    Column("best_margin", "4 x (best - second best retrieval score)", 0, 16, R),
     Column("best_gain", "8 x largest closed-form score of the slots", -8, 8, E),
 )
 
@@ -87,7 +78,6 @@ _SCALE, _FEATURE_LOW, _FEATURE_HIGH = (
 _CONTEXT_LOW = np.array([column.low for column in CONTEXT], np.float32)
 _CONTEXT_HIGH = np.array([column.high for column in CONTEXT], np.float32)
 _LOWEST = np.float32(-1e3)  # below every score, and finite: all slots masked is no NaN
-_MASS = np.float32(20)
 
 
 def _rows(first: str, last: str, step: int | None = None) -> slice:
@@ -99,7 +89,6 @@ _SCORES = _rows("dense", "retrieval")
 _JUDGEMENT = _rows("fit", "closed_form")
 _RANKED = _rows("retrieval", "closed_form", FEATURE["closed_form"] - FEATURE["retrieval"])
 _GAPS = _rows("retrieval_gap", "closed_form_gap")
-_MASSES = _rows("success_mass", "failure_mass")
 _ALIKE = _rows("alike_lead", "alike")
 
 
@@ -205,21 +194,11 @@ def features(s: Situation, config: EvidenceConfig, token_price: float) -> Float:
     columns[_JUDGEMENT] = s.judgement.table
     ranked, gaps = columns[_RANKED], columns[_GAPS]
     np.subtract(ranked, (ranked + barrier).max(-1, keepdims=True), out=gaps)
-    masses = np.multiply(e.table[2:4], _MASS, out=columns[_MASSES])
-    np.log1p(masses, out=masses)
-
-    at = FEATURE
-    nearest_success, here = e.success_similarity, s.alone_nearby
+    at, here = FEATURE, s.alone_nearby
     near = k + e.success_mass + e.failure_mass
     np.subtract((k * here + e.success_mass) / near, here, out=columns[at["local_gain"]])
     weight = e.fit_successes + e.fit_failures
     certainty = np.divide(weight, weight + k, out=columns[at["certainty"]])
-    known = e.wins > 0
-    columns[at["unknown"]] = ~known
-    lead = nearest_success - s.scores.retrieval
-    np.multiply(lead, known, out=columns[at["success_gap"]])
-    rival = _best_other(nearest_success, mask)
-    np.subtract(nearest_success, rival, out=columns[at["success_lead"]])
     alike_columns(s.judgement.uplift, certainty, s.alike, barrier, out=columns[_ALIKE])
     np.multiply(s.tokens, token_price, out=columns[at["cost"]])
 
@@ -235,14 +214,8 @@ def context(s: Situation, f: Float) -> Float:
 
     Every number lies within the bounds of its column.
     """
-    batch, slots = s.mask.shape
-    free = s.mask.sum(-1, keepdims=True)
-    some = free > 0
     ranked = np.where(s.mask, f.transpose(2, 0, 1)[_RANKED], _LOWEST)
-    ranked.sort(-1)
-    (retrieval, gain), second = ranked[..., -1:], ranked[0, :, -2:-1]
-    if slots == 1:
-        second = retrieval
+    retrieval, gain = ranked.max(-1, keepdims=True) * s.mask.any(-1, keepdims=True)
     values = (
         s.tokens_left / s.budget,
         s.tokens_left / np.maximum(s.tasks_left, 1) / 1000,
@@ -250,13 +223,10 @@ def context(s: Situation, f: Float) -> Float:
         np.log1p(s.outcomes) / 8,
         s.alone_rate,
         s.alone_nearby,
-        np.log1p(_MASS * (s.alone.success_mass + s.alone.failure_mass)) / 2,
-        free / slots,
-        retrieval * some,
-        np.where(free > 1, retrieval - second, np.maximum(retrieval, 0) * some),
-        gain * some,
+        retrieval,
+        gain,
     )
-    c = np.empty((batch, len(CONTEXT)), np.float32)
+    c = np.empty((len(s.mask), len(CONTEXT)), np.float32)
     for column, value in enumerate(values):
         c[:, column : column + 1] = value
     np.maximum(c, _CONTEXT_LOW, out=c)
@@ -295,13 +265,3 @@ def alike_columns(merit: Float, certainty: Float, alike: Int, barrier: Float, ou
         rivals = np.where(there, heard[0], _LOWEST).max(0) * some
         merits, sure = heard.sum(1) / divisor
     out[0], out[1], out[2], out[3] = (merit - merits) * some, rivals, sure, some
-
-
-def _best_other(values: Float, mask: Bool) -> Float:
-    """For each slot the largest value of the *other* unmasked slots, at least 0, shape (B, M)."""
-    known = values * mask
-    if known.shape[-1] < 2 or not known.any():
-        return np.zeros_like(known)
-    top = np.sort(known, -1)
-    best, second = top[..., -1:], top[..., -2:-1]
-    return np.maximum(np.where(known >= best, second, best), 0)

@@ -309,17 +309,17 @@ class SkillSelector:
         shelf, p = self.shelf, self.policy
         usable = shelf.usable(available)
         board = np.empty((_BOARD, 1, len(shelf)), np.float32)
-        scores, judgement = Scores(board[:3]), board[3:8]
+        scores, judgement = Scores(board[:3]), board[3:7]
         np.matmul(shelf.vectors, vector, out=scores.dense[0])
         scores.lexical[0] = shelf.lexical(text)
         retrieval = scores.retrieval
         retrieval[:] = candidates.fuse(scores.dense, scores.lexical, p.retrieval)
         best = retrieval.max() if available is None else retrieval[:, usable].max()
         tables = self.memory.tables(vector[None], shelf.keys)
-        board[8:] = tables[:, :, 1:]
+        board[7:] = tables[:, :, 1:]
         alone = Evidence(tables[:, 0, 0])
         general = alone_rate(alone, p.evidence)
-        judged = judge(retrieval, best, Evidence(board[8:]), general, p.evidence, judgement)
+        judged = judge(retrieval, best, Evidence(board[7:]), general, p.evidence, judgement)
         slots = candidates.rank(judged.closed_form, usable[None], self.slots)
         rows = slots[0]
         shown = board.take(rows, 2)
@@ -327,8 +327,8 @@ class SkillSelector:
         tokens_left = np.float32(session.tokens_left)
         return rows, Situation(
             scores=Scores(shown[:3]),
-            judgement=Judgement(shown[3:8]),
-            evidence=Evidence(shown[8:]),
+            judgement=Judgement(shown[3:7]),
+            evidence=Evidence(shown[7:]),
             alone=alone,
             alone_rate=general,
             alone_nearby=alone_nearby(alone, general, p.evidence),
