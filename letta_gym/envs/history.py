@@ -72,7 +72,8 @@ class Historian:
         rows: Int,
         skills: Int,
         usable: Bool,
-        weights: NDArray[np.float64],
+        tasks: Int,
+        share: NDArray[np.float64],
         length: Int,
         generators: Sequence[np.random.Generator],
     ) -> Past:
@@ -82,11 +83,10 @@ class Historian:
             rows: the sessions.
             skills: of their libraries, shape (R, L).
             usable: which of them were there then, shape (R, L).
-            weights: how often each task of the pool was asked, shape (R, T).
+            tasks, share: tasks that were asked, and how often, 0 for padding, shape (R, P).
             length: number of outcomes, shape (R,).
             generators: of the sessions.
         """
-        tasks, asked = occurring(weights)
         some = usable.any(1, keepdims=True)
         # Where no skill is usable none is loaded, and it does not matter which is preferred.
         open_to = (usable | ~some)[..., None]
@@ -96,8 +96,8 @@ class Historian:
         desire = np.exp((score - best) / self.temperature)
         loads = self._loads * some
         shares = np.empty((len(rows), skills.shape[1] + 1, tasks.shape[1]))
-        np.multiply(desire, (asked * loads / desire.sum(1))[:, None], out=shares[:, :-1])
-        np.multiply(asked, 1 - loads, out=shares[:, -1])
+        np.multiply(desire, (share * loads / desire.sum(1))[:, None], out=shares[:, :-1])
+        np.multiply(share, 1 - loads, out=shares[:, -1])
         cell, count, check = _draw(shares.reshape(len(rows), -1), length, generators)
 
         who, slot, at = np.unravel_index(cell, shares.shape)
@@ -107,7 +107,8 @@ class Historian:
         )
         meant = fit(score[who, some_slot, at], best[who, 0, at], self.evidence)
         meant = np.where(loaded, meant, np.float32(1))
-        success = grade(self.world.thresholds(p).repeat(count, 1), check)
+        thresholds = self.world.thresholds(p).astype(np.float32)
+        success = grade(thresholds.repeat(count, 1), check)
         return Past(rows, tasks, who, slot, at, count, meant, success)
 
 
@@ -127,7 +128,7 @@ def occurring(weights: NDArray[np.generic]) -> tuple[Int, NDArray[np.float64]]:
 
 def _draw(
     shares: NDArray[np.float64], length: Int, generators: Sequence[np.random.Generator]
-) -> tuple[Int, Int, NDArray[np.float64]]:
+) -> tuple[Int, Int, Float]:
     """Draw ``length`` (R,) cells from each row of ``shares`` (R, n), and a uniform for each.
 
     Returns:
@@ -144,7 +145,7 @@ def _draw(
         level = generator.standard_exponential(n + 1).cumsum()
         level *= total[i] / level[-1]
         found.append(cumulative[i].searchsorted(level[:-1], "right") + i * shares.shape[1])
-        uniform.append(generator.random(n))
+        uniform.append(generator.random(n, np.float32))
     cells = np.concatenate(found)
     first = starts(cells)
     return cells[first], np.diff(first, append=len(cells)), np.concatenate(uniform)

@@ -102,11 +102,12 @@ class Ledger:
         happened = [(wins > 0).nonzero()[0], (wins < past.count).nonzero()[0]]
         cell, kind = np.concatenate(happened), np.repeat([0, 1], [len(h) for h in happened])
         near = similarity.transpose(0, 2, 1).reshape(-1, lines)
-        values = near.take(past.who[cell] * past.tasks.shape[1] + past.at[cell], 0)
+        task = past.who[cell] * past.tasks.shape[1] + past.at[cell]
         group = (2 * past.who[cell] + kind) * width + past.slot[cell]
-        first = starts(group)
         best = np.zeros((len(past.rows) * 2 * width, lines), np.float32)
-        best[group[first]] = np.maximum(np.maximum.reduceat(values, first, axis=0), 0)
+        if len(group):
+            groups, largest = _largest(near, task, group)
+            best[groups] = np.maximum(largest, 0)
         return best.reshape(-1, 2, width, lines).transpose(0, 3, 1, 2)
 
     def at(self, step: Int, rows: Int | slice = slice(None)) -> Evidence:
@@ -116,7 +117,9 @@ class Ledger:
         """
         row = self._rows[rows]
         table = np.empty((7, len(row), self.width + 1), np.float32)
-        table[:4] = self.tables[row, self.line[row, step]].transpose(1, 0, 2)
+        lines = self.tables.reshape(-1, 4, self.width + 1)
+        line = row * self.tables.shape[1] + self.line[row, step]
+        table[:4] = lines.take(line, 0).transpose(1, 0, 2)
         table[4:] = self.totals[:, rows]
         return Evidence(table)
 
@@ -153,3 +156,34 @@ class Ledger:
             some = amount.nonzero()[0]
             mass = at[some] + kind * width
             table[mass] += weight[row[some]] * amount[some, None]
+
+
+def _largest(values: Float, at: Int, group: Int) -> tuple[Int, Float]:
+    """Largest of the rows ``values[at]`` of each group, column by column.
+
+    The first rows of all groups are taken at once, then the second ones, and so on, the larger
+    groups in front: a few long operations, where ``np.maximum.reduceat`` does many short ones.
+
+    Args:
+        values: shape (m, T).
+        at, group: rows of ``values`` and the group of each, equal ones together, both (n,).
+
+    Returns:
+        The groups (G,), and their largest values, shape (G, T).
+    """
+    first = starts(group)
+    size = np.diff(first, append=len(group))
+    order = (-size).argsort(kind="stable")
+    first, size = first[order], size[order]
+    begin = (size.cumsum() - size).repeat(size)
+    nth = np.arange(len(group)) - begin  # of its group
+    sequence = (first.repeat(size) + nth)[
+        nth.astype(np.min_scalar_type(size[0])).argsort(kind="stable")
+    ]
+    rows = values.take(at[sequence], 0)
+    counts = np.bincount(nth)
+    largest, done = rows[: counts[0]], counts[0]
+    for count in counts[1:].tolist():
+        np.maximum(largest[:count], rows[done : done + count], out=largest[:count])
+        done += count
+    return group[first], largest

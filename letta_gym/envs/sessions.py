@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from letta_gym.config import Section
-from letta_gym.envs.history import Historian, starts
+from letta_gym.envs.history import Historian, occurring, starts
 from letta_gym.envs.ledger import Ledger
 from letta_gym.envs.pool import Pool
 from letta_gym.errors import ConfigError
@@ -30,7 +30,7 @@ Float = NDArray[np.float32]
 Int = NDArray[np.int64]
 Bool = NDArray[np.bool_]
 
-CHUNK = 16
+CHUNK = 32
 """Sessions that are begun together."""
 
 
@@ -80,7 +80,7 @@ class Sessions:
     ) -> None:
         self.pool, self.config, self.evidence_config = pool, config, evidence
         self.count = count
-        n_skills, n_tasks = len(pool.ids), len(pool.topic)
+        n_skills = len(pool.ids)
         self.originals = np.flatnonzero(pool.origin == np.arange(n_skills))
         twins = np.flatnonzero(pool.origin != np.arange(n_skills))
         self.twins = twins[np.argsort(pool.origin[twins])]
@@ -100,8 +100,11 @@ class Sessions:
         self.outcomes = np.zeros(B, np.float32)
         self.cheapest = np.zeros(B, np.float32)
         self.ledger = Ledger(pool, B, L, T)
-        self._lay_out(n_skills, n_tasks)
-        single = pool.relevant[:, self.originals]
+        names = ["train"] if config.split == "train" else ["train", "validation", config.split]
+        self.asked = np.flatnonzero(np.isin(pool.split, names))
+        self._lay_out(n_skills)
+        self._split = pool.split[self.asked]
+        single = pool.relevant[self.asked][:, self.originals]
         self._need = single.sum(1)
         self._member = single.astype(np.float64)
         # Tasks in the order of their one skill; those of none or more stand together, too.
@@ -109,19 +112,18 @@ class Sessions:
         self._by_skill = skill.argsort(kind="stable")
         self._first = starts(skill[self._by_skill])
         self._skill_of = np.unique(skill, return_inverse=True)[1]
-        names = ["train"] if config.split == "train" else ["train", "validation", config.split]
-        self._reach = self._member[np.isin(pool.split, names)].sum(0) > 0
+        self._reach = single.any(0)
         self._check()
         self.historian = Historian(
             pool, evidence, self.world, config.history_temperature, config.history_none
         )
 
-    def _lay_out(self, n_skills: int, n_tasks: int) -> None:
+    def _lay_out(self, n_skills: int) -> None:
         """Name the draws of a session; a fixed world makes its own once and for all."""
         c, S = self.config, len(self.originals)
         world = {"installed": S, "popularity": S, "twin": S, "side": S, "new": n_skills}
         world |= self.world.world_sizes()
-        episode = {"part": n_tasks, "task": c.horizon, "length": 1, "empty": 1}
+        episode = {"part": len(self.asked), "task": c.horizon, "length": 1, "empty": 1}
         episode |= self.world.step_sizes()
         self._fixed = None
         if c.world == "fixed":
@@ -156,8 +158,8 @@ class Sessions:
         np.put_along_axis(popular, chosen, (1.0 + order) ** -c.topic_exponent, 1)
         weights, before = self._task_weights(popular, streamed, past)
         # A small stream_share may leave a session no task of its skills: then any of its split.
-        weights[weights.sum(1) == 0] = p.split == c.split
-        self.stream[rows] = _pick(weights, draws["task"])
+        weights[weights.sum(1) == 0] = self._split == c.split
+        self.stream[rows] = self.asked[_pick(weights, draws["task"])]
         self.world.reset(rows, draws, broken)
         self.step_index[rows] = 0
         self.tokens_left[rows] = c.token_budget
@@ -166,16 +168,15 @@ class Sessions:
         self._write_history(rows, before, draws, generators)
 
     def _parts(self, part: NDArray[np.float64]) -> tuple[Bool, Bool]:
-        """Tasks that may be asked now, and those that may have been asked before; each (R, T)."""
-        split = self.pool.split
+        """Which of the tasks ``asked`` may come now, and which may have come before; (R, A)."""
         if self.config.split == "train":
-            now = (split == "train") & (part < self.config.stream_share)
-            return now, (split == "train") & ~now
+            now = part < self.config.stream_share
+            return now, ~now
         earlier = ["train"] if self.config.split == "validation" else ["train", "validation"]
         shape = part.shape
         return (
-            np.broadcast_to(split == self.config.split, shape),
-            np.broadcast_to(np.isin(split, earlier), shape),
+            np.broadcast_to(self._split == self.config.split, shape),
+            np.broadcast_to(np.isin(self._split, earlier), shape),
         )
 
     def _check(self) -> None:
@@ -224,7 +225,7 @@ class Sessions:
     def _task_weights(
         self, popular: NDArray[np.float64], *allowed: Bool
     ) -> list[NDArray[np.float64]]:
-        """Probability of each task in each session, (R, T), for each set that is ``allowed``."""
+        """Probability of each task in each session, (R, A), for each set that is ``allowed``."""
         c = self.config
         wanted = popular @ self._member.T
         installed = (popular > 0) @ self._member.T == self._need
@@ -261,7 +262,10 @@ class Sessions:
         length[nothing | (draws["empty"][:, 0] < self.config.history_empty)] = 0
         self.outcomes[rows] = length
         usable = self.present[rows] & ~self.new[rows]
-        past = self.historian.write(rows, self.skills[rows], usable, weights, length, generators)
+        tasks, share = occurring(weights)
+        past = self.historian.write(
+            rows, self.skills[rows], usable, self.asked[tasks], share, length, generators
+        )
         self.ledger.load(past, self.stream[rows])
 
     def arrays(self) -> dict[str, NDArray[Any]]:

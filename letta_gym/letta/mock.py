@@ -110,6 +110,9 @@ class MockWorld:
         self.load_draw = np.zeros((sessions, horizon, max_skills))
         self.check_draw = np.zeros((sessions, horizon))
         self.step = np.zeros(sessions, np.int64)
+        # Chance to load each of 0, 1, ... k chosen skills.
+        fewer = np.maximum(np.arange(max_skills + 1) - 1, 0)
+        self._chance = (config.load_probability * config.load_decay**fewer).astype(np.float32)
         self._base_quantile = _quantiles(config.base_alpha, config.base_beta)
 
     def world_sizes(self) -> dict[str, int]:
@@ -171,10 +174,8 @@ class MockWorld:
 
     def load_probability(self, chosen: Bool) -> Float:
         """Chance that each chosen skill is really loaded, shape (..., k); 0 where not chosen."""
-        c = self.config
-        count = chosen.sum(-1, keepdims=True)
-        chance = c.load_probability * c.load_decay ** np.maximum(count - 1, 0)
-        return np.where(chosen, chance, 0).astype(np.float32)
+        chance: Float = self._chance.take(chosen.sum(-1, keepdims=True)) * chosen
+        return chance
 
     def success_probability(self, rows: Int, tasks: Int, skills: Int, loaded: Float) -> Float:
         """p of the module's formula, shape (...); ``loaded`` (..., k) may hold probabilities."""
@@ -215,7 +216,7 @@ class MockWorld:
         return grade(self.thresholds(probability), uniform)
 
 
-def grade(thresholds: NDArray[np.float64], uniform: NDArray[np.floating]) -> Float:
+def grade(thresholds: NDArray[np.floating], uniform: NDArray[np.floating]) -> Float:
     """Share of the n ``thresholds`` (n, ...) that ``uniform`` (...) reaches, same shape."""
     passed: Float = (uniform >= thresholds).sum(0, dtype=np.float32)
     return passed / np.float32(len(thresholds))
