@@ -9,6 +9,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+RAY := .venv-ray
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PINS := -c constraints.txt
 # setuptools prints a banner about editable installs that asks for nothing.
@@ -56,6 +57,9 @@ test-postgres: $(VENV)/.dev ## run the tests of the store on a PostgreSQL of the
 test-letta-code: $(VENV)/.dev $(LETTA_CODE)/.made ## run the tests on a real Letta Code
 	$(BIN)/python -m pytest tests/letta/test_letta_code.py
 
+test-ray: $(RAY)/.made ## test what needs Ray, in .venv-ray (about 1 GB with torch)
+	$(RAY)/bin/python -m pytest -W default tests_ray
+
 lint: $(VENV)/.dev ## check style, format and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -78,7 +82,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^##@ /{printf "\n%s:\n", substr($$0, 5)} \
 		/^[a-z][a-z-]*:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-.PHONY: install train evaluate tensorboard try dev test test-postgres lint format figures clean help .task test-letta-code
+.PHONY: install train evaluate tensorboard try dev test test-postgres lint format figures clean help .task test-letta-code test-ray
 
 # What the targets above stand on. A stamp file in .venv says that a step is done; the two files
 # that decide what is installed make it stale.
@@ -100,6 +104,13 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/.made
 	$(PIP) install torch==2.13.0
 	$(EDIT) -e '.[dev,embeddings,onnx,letta,serve,postgres]' $(PINS)
 	@touch $(VENV)/.light $(VENV)/.embedder $@
+
+$(RAY)/.made: pyproject.toml constraints-ray.txt
+	$(PYTHON) -m venv $(RAY)
+	$(RAY)/bin/python -m pip install --quiet --upgrade pip
+	$(RAY)/bin/python -m pip install torch==2.13.0
+	$(RAY)/bin/python -m pip install -e . 'ray[rllib]' pytest -c constraints-ray.txt
+	@touch $@
 
 $(VENV)/.embedder: $(VENV)/.light
 	@echo "Installing an embedder, once: the ONNX one, a download of about 60 MB"
