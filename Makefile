@@ -8,6 +8,8 @@
 
 PYTHON ?= python3
 VENV := .venv
+SERVER := .letta-server
+EVALS := .letta-evals
 BIN := $(VENV)/bin
 RAY := .venv-ray
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -60,6 +62,10 @@ test-letta-code: $(VENV)/.dev $(LETTA_CODE)/.made ## run the tests on a real Let
 test-ray: $(RAY)/.made ## test what needs Ray, in .venv-ray (about 1 GB with torch)
 	$(RAY)/bin/python -m pytest -W default tests_ray
 
+test-letta: $(VENV)/.dev $(SERVER)/.made $(LETTA_CODE)/.made $(EVALS)/.made ## run the tests on a real Letta server (1.3 GB)
+	$(BIN)/python -m pytest tests/letta
+	$(EVALS)/bin/python -m pytest tests/evals
+
 lint: $(VENV)/.dev ## check style, format and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -82,7 +88,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^##@ /{printf "\n%s:\n", substr($$0, 5)} \
 		/^[a-z][a-z-]*:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-.PHONY: install train evaluate tensorboard try dev test test-postgres lint format figures clean help .task test-letta-code test-ray
+.PHONY: install train evaluate tensorboard try dev test test-postgres lint format figures clean help .task test-letta-code test-ray test-letta
 
 # What the targets above stand on. A stamp file in .venv says that a step is done; the two files
 # that decide what is installed make it stale.
@@ -110,6 +116,22 @@ $(RAY)/.made: pyproject.toml constraints-ray.txt
 	$(RAY)/bin/python -m pip install --quiet --upgrade pip
 	$(RAY)/bin/python -m pip install torch==2.13.0
 	$(RAY)/bin/python -m pip install -e . 'ray[rllib]' pytest -c constraints-ray.txt
+
+# The last release of the V1 server, which is archived: what it leaves open is held below what it no
+# longer works with. pgserver brings PostgreSQL with pgvector; pip's resolver does not manage it all.
+$(SERVER)/.made:
+	$(PYTHON) -m venv $(SERVER)
+	$(SERVER)/bin/python -m pip install --quiet --upgrade pip uv
+	$(SERVER)/bin/uv pip install --quiet --python $(SERVER)/bin/python \
+		'letta[postgres,redis]==0.16.8' 'mcp<2' 'sqlalchemy<2.1' pgserver==0.1.4
+	@touch $@
+
+# letta-evals wants another anyio than everything else.
+$(EVALS)/.made: pyproject.toml
+	$(PYTHON) -m venv $(EVALS)
+	$(EVALS)/bin/python -m pip install --quiet --upgrade pip
+	PYTHONWARNINGS='ignore:Editable installation' $(EVALS)/bin/python -m pip install --quiet \
+		-e '.[letta,evals]' letta-evals==0.26.0 pytest==9.2.0
 	@touch $@
 
 $(VENV)/.embedder: $(VENV)/.light

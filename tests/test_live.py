@@ -388,3 +388,4 @@ def test_a_status_tells_what_failed_and_whether_the_task_may_have_run(
 
     assert (told.kind, told.may_have_run, told.retry_after) == (kind, ran, None)
     assert not of_status(status, "", sent=False).may_have_run
+    assert of_status(status, "", sent=True, in_mid_run=True).may_have_run

@@ -63,7 +63,12 @@ class InfrastructureError(BackendError):
 
 
 def of_status(
-    status: int, message: str, *, sent: bool, retry_after: str | float | None = None
+    status: int,
+    message: str,
+    *,
+    sent: bool,
+    retry_after: str | float | None = None,
+    in_mid_run: bool = False,
 ) -> InfrastructureError:
     """The failure that an HTTP status of at least 400 tells.
 
@@ -72,6 +77,7 @@ def of_status(
         message: what the other side said.
         sent: whether the request was the one that carries the task out.
         retry_after: value of the header of that name; a date instead of seconds is not read.
+        in_mid_run: the status is that of the agent's model, which the server hands on.
     """
     match status:
         case 402:
@@ -82,8 +88,10 @@ def of_status(
             kind = Kind.BUSY
         case _:
             kind = Kind.SERVER if status >= 500 else Kind.DENIED
+    if in_mid_run and kind is Kind.SERVER:
+        kind = Kind.MODEL
     # A status below 500 is given before the agent starts; after a 5xx nobody knows.
-    ran = sent and (status >= 500 or status == 408)
+    ran = sent and (in_mid_run or status >= 500 or status == 408)
     return InfrastructureError(
         kind, f"HTTP {status}: {message}", may_have_run=ran, retry_after=_seconds(retry_after)
     )

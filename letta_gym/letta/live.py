@@ -383,6 +383,16 @@ class _Loop:
 
     def stop(self) -> None:
         if self.running:
+            self.run(_settled())
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop.close()
+
+
+async def _settled() -> None:
+    """Cancel whatever still runs in this loop, and let its connections close."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+    await asyncio.sleep(0)

@@ -190,19 +190,14 @@ def run_of(messages: Sequence[Message]) -> tuple[str | None, tuple[str, ...]]:
 def _of_status(error: Any, sent: bool) -> InfrastructureError:
     body = error.body if isinstance(error.body, dict) else {}
     inner = body.get("error")
-    about_model = isinstance(inner, dict) and str(inner.get("type", "")).startswith("llm_")
     said = inner.get("detail", inner) if isinstance(inner, dict) else body.get("detail", error.body)
-    failure = of_status(
+    return of_status(
         error.status_code,
         " ".join(str(said).split())[:300],
         sent=sent,
         retry_after=error.response.headers.get("retry-after"),
+        in_mid_run=isinstance(inner, dict) and str(inner.get("type", "")).startswith("llm_"),
     )
-    if about_model:  # the model's status, in mid-run: something was carried out already
-        failure.may_have_run = sent
-        if failure.kind is Kind.SERVER:
-            failure.kind = Kind.MODEL
-    return failure
 
 
 def arguments(text: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.error
@@ -207,6 +208,7 @@ def _die_with_parent() -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that all is ended and removed
     with letta_server() as server:
         print(f"server {server.url}, model {server.model}, log {server.log}", flush=True)
         signal.pause()
