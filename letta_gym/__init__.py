@@ -6,13 +6,14 @@ The way of the data, one room a stage; arrows between rooms run downwards only:
 ``library``          what can be chosen, and for what: skills, tasks, suites, embeddings
 ``feedback``         what outcomes teach: evidence, the outcome memory
 ``selection``        the choice itself: candidates, observation, network, policy_file, runtime
-``letta``            who carries the task out: the backend protocol, the offline mock, labels
+``letta``            who carries the task out: the backend protocol, mock, labels, real agents
 ``envs``             Gymnasium glue over the rooms above: single, vector, checks
 ``store``            what outlives the process: models, migrations, the decision log, export
 ===================  ==============================================================================
 
 Importing this package registers ``letta_gym/MockSkillSelection-v0``,
-``letta_gym/ReplaySkillSelection-v0`` and ``letta_gym/RehearsalSkillSelection-v0``.
+``letta_gym/ReplaySkillSelection-v0``, ``letta_gym/RehearsalSkillSelection-v0`` and
+``letta_gym/SkillSelection-v0``.
 """
 
 from __future__ import annotations
@@ -40,4 +41,10 @@ gymnasium.register(
     id="letta_gym/RehearsalSkillSelection-v0",
     entry_point="letta_gym.envs.rehearsal:RehearsalEnv",
     vector_entry_point="letta_gym.envs.rehearsal:RehearsalVectorEnv",
+)
+
+gymnasium.register(
+    id="letta_gym/SkillSelection-v0",
+    entry_point="letta_gym.envs.live:LiveEnv",
+    vector_entry_point="letta_gym.envs.live:LiveVectorEnv",
 )

@@ -95,6 +95,7 @@ def write_suite(folder: Path, suite: Suite) -> Path:
         {"id": t.id, "task": t.text, "relevant": list(t.relevant), "split": t.split}
         | ({} if t.candidates is None else {"candidates": list(t.candidates)})
         | ({} if t.outcomes is None else {"outcomes": dict(t.outcomes)})
+        | dict(t.metadata)
         for t in suite.tasks
     ]
     for name, records in (("skills.jsonl", skills), ("tasks.jsonl", tasks)):
