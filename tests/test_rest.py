@@ -243,6 +243,20 @@ def test_only_what_was_left_behind_is_swept(fake: FakeLetta) -> None:
     assert living in fake.agents
 
 
+def test_what_a_killed_process_sent_last_may_land_late_and_goes_too(fake: FakeLetta) -> None:
+    agent, asked = fake.add_agent(), rollout("add", skill("add", "42"))
+    with rest_backend(config(fake.url, agent=agent)) as backend:
+        late = add_block(fake, f"{PREFIX}late", GONE, "PROCEDURE add: answer 13")
+        fake.agents[agent]["block_ids"].append(late)
+        (first,), (second,) = backend.run([asked]), backend.run([asked])
+
+        assert not first.evidence
+        assert second.success == 1
+        fake.agents[agent]["block_ids"].append(late)
+    expect_clean(fake, agent)
+    assert fake.labels(agent) == []
+
+
 KILLED = """
 import sys
 from letta_gym.letta.rest import rest_backend

@@ -46,7 +46,8 @@ TAG = "letta-gym"
 OWNER_TAG = "letta-gym-owner:"
 START_WITHIN = 5.0  # seconds
 CLEAN_UP_WITHIN = 30.0  # seconds, in tries of at most
-CLEAN_UP_TRY = 5.0
+CLEAN_UP_TRY = 10.0
+SETTLED_AFTER = 1.0
 
 _FAILED = {
     "error": Kind.SERVER,
@@ -146,8 +147,7 @@ class RestAgent:
         except InfrastructureError as error:
             raise BackendError(self._remedy(error)) from error
         self._started = True
-        async with asyncio.timeout(CLEAN_UP_WITHIN):
-            self.swept = await self._sweep(own=False)
+        await self._patiently(self._sweep_left_behind)
         if self.swept:
             log.warning("removed %d things that a killed process had left on %s", self.swept, url)
 
@@ -259,6 +259,7 @@ class RestAgent:
         present = [block async for block in pages(Block, listing, agent_id=agent_id)]
         labels = {block.label for block in present if block.label.startswith(PREFIX)}
         if labels != {block.label for block in wanted}:
+            self._unclean = True  # so that it is swept before the next try
             raise InfrastructureError(
                 Kind.FOREIGN,
                 f"the agent {agent_id} has the skill blocks {sorted(labels)} instead of "
@@ -324,6 +325,12 @@ class RestAgent:
     async def _sweep_own(self) -> None:
         await self._sweep(own=True)
 
+    async def _sweep_left_behind(self) -> None:
+        """Sweep until nothing is found: requests of a killed process may still be under way."""
+        while count := await self._sweep(own=False):
+            self.swept += count
+            await asyncio.sleep(SETTLED_AFTER)
+
     async def _sweep(self, *, own: bool) -> int:
         """Remove what processes that are gone left, with ``own`` also what this one has there."""
         count = 0
@@ -341,8 +348,8 @@ class RestAgent:
     async def _sweep_agent(self, agent_id: str, *, own: bool) -> int:
         """Give the long-lived agent back as it was: only what is ours goes.
 
-        Without ``own``, what a process of another machine attached goes too: nobody could tell
-        whether that one still runs, and an agent serves one process.
+        What a process of another machine attached goes too: nobody could tell whether that one
+        still runs, and an agent serves one process.
         """
         client, count = self._client, 0
         listing = client.agents.blocks.with_raw_response.list
@@ -350,7 +357,7 @@ class RestAgent:
             mark = mark_of(block)
             if not block.label.startswith(PREFIX):
                 continue
-            if mark == self._mark if own else owner.alive(mark) is not True:
+            if owner.alive(mark) is not True or (own and mark == self._mark):
                 detach = client.agents.blocks.with_raw_response.detach
                 await unless_gone(detach(block.id, agent_id=agent_id))
                 count += 1
