@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from letta_gym.letta import commands as letta_commands
 from letta_gym.store import commands as store_commands
 
 if TYPE_CHECKING:  # every command imports what it needs, so that --help is instant
@@ -126,6 +127,7 @@ def _parser() -> argparse.ArgumentParser:
         "write the vectors of a suite, with an installed embedder",
     )
     one.add_argument("folder", metavar="DIR", help="suite folder: tasks.jsonl and its skills")
+    letta_commands.add(commands)
     store_commands.add(commands)
     return parser
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -283,6 +284,84 @@ def test_embed_needs_a_suite(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert not (tmp_path / "vectors.safetensors").exists()
 
 
+# --- exec and hook --------------------------------------------------------------------------------
+
+
+def test_exec_runs_the_command_with_the_chosen_skills_and_hands_its_code_on(
+    policy: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    letta = tmp_path / "letta"
+    letta.write_text('#!/bin/sh\nls "$4" > seen; exit 5\n')
+    letta.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    options = ["--policy", policy, "--skills", SKILLS, "--k", "2"]
+
+    code, said, problems = run(capsys, "exec", *options, "--", letta, "-p", TASK)
+
+    chosen = problems.removeprefix("letta-gym: chosen: ").strip().split(", ")
+    assert (code, said) == (5, "")
+    assert 1 <= len(chosen) <= 2
+    assert set(chosen) <= set(SkillLibrary.from_folder(SKILLS).ids)
+    assert sorted((tmp_path / "seen").read_text().split()) == sorted(chosen)
+
+
+def test_exec_without_a_prompt_runs_nothing(
+    policy: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ["--policy", policy, "--skills", SKILLS]
+
+    code, _, problems = run(capsys, "exec", *options, "--", "touch", "made")
+
+    assert code == cli.ERROR
+    assert "--task" in problems
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_hooks_choose_for_each_prompt_and_leave_no_trace(
+    policy: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    project = tmp_path / "project"
+    (project / ".letta").mkdir(parents=True)
+    settings = project / ".letta" / "settings.local.json"
+    settings.write_text('{"model": "opus"}\n')
+    options = ["--policy", policy, "--skills", SKILLS, "--k", "2", "--project", project]
+    skills = project / ".agents" / "skills"
+
+    assert run(capsys, "hook", "install", *options)[0] == cli.OK
+    (entry,) = json.loads(settings.read_text())["hooks"]["UserPromptSubmit"]
+    event = {"event_type": "UserPromptSubmit", "prompt": TASK, "is_command": False}
+    until = time.monotonic() + 60
+    while len(list(skills.iterdir())) > 2 and time.monotonic() < until:
+        done = subprocess.run(
+            ["sh", "-c", entry["hooks"][0]["command"]],
+            cwd=project,
+            input=json.dumps(event),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        time.sleep(0.1)
+    assert 1 <= len(list(skills.iterdir())) <= 2
+
+    assert run(capsys, "hook", "uninstall", "--project", project)[0] == cli.OK
+    assert settings.read_text() == '{"model": "opus"}\n'
+    assert sorted(path.name for path in project.rglob("*")) == [".letta", settings.name]
+    (decision, *_) = (tmp_path / "state").rglob("decisions.jsonl")
+    assert json.loads(decision.read_text().splitlines()[-1])["prompt"] == TASK
+
+
 # --- all of them ----------------------------------------------------------------------------------
 
 
@@ -296,6 +375,9 @@ def test_embed_needs_a_suite(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         ["policy"],
         ["policy", "inspect"],
         ["embed"],
+        ["exec"],
+        ["hook"],
+        ["hook", "install"],
     ],
 )
 def test_every_command_has_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from threading import Event
 
@@ -194,6 +195,11 @@ def deliver(skills: Sequence[Skill], folder: Path | str) -> Delivery:
     return Delivery(tuple(written), tuple(current), refused)
 
 
+def ours(folder: Path | str) -> tuple[str, ...]:
+    """Names of the skills in ``folder`` that :func:`deliver` put there and nobody changed since."""
+    return tuple(path.name for path in sorted(Path(folder).glob("*")) if _is_ours(path))
+
+
 def withdraw(folder: Path | str, names: Sequence[str] | None = None) -> tuple[str, ...]:
     """Remove what :func:`deliver` put there and nobody changed since.
 
@@ -204,11 +210,11 @@ def withdraw(folder: Path | str, names: Sequence[str] | None = None) -> tuple[st
     Returns:
         The names of those removed.
     """
-    gone = []
-    for path in sorted(Path(folder).glob("*")):
-        if (names is None or path.name in names) and _is_ours(path):
-            shutil.rmtree(path)
-            gone.append(path.name)
+    folder = Path(folder)
+    wanted = [path.name for path in folder.glob("*")] if names is None else names
+    gone = [name for name in sorted(wanted) if _is_ours(folder / name)]
+    for name in gone:
+        shutil.rmtree(folder / name)
     return tuple(gone)
 
 
@@ -245,9 +251,15 @@ def _is_ours(folder: Path) -> bool:
     if folder.is_symlink() or not folder.is_dir():
         return False
     try:
-        return _is_untouched(read_skill(folder / SKILL_FILE))
+        return _read_as_ours(folder / SKILL_FILE, _stamp(folder / SKILL_FILE))
     except (SkillError, OSError):
         return False
+
+
+@lru_cache(maxsize=4096)
+def _read_as_ours(path: Path, stamp: _Stamp) -> bool:
+    """Whether the skill is ours, read once for each state of its folder."""
+    return _is_untouched(read_skill(path))
 
 
 def _mark(skill: Skill) -> str | None:

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from letta_gym.letta import run_folder
+from letta_gym.letta import narrowed, run_folder
 from letta_gym.letta.code import CodeConfig, code_backend
-from letta_gym.letta.code_home import sweep
+from letta_gym.letta.code_home import Home, openai_compatible, sweep
 from letta_gym.letta.grading import ExactGrader
 from letta_gym.letta.live import LiveBackend
 from letta_gym.letta.rollout import Rollout
@@ -250,14 +250,41 @@ def test_letta_code_ends_with_a_process_that_is_killed(stub: StubLLM, scratch: P
     assert list(scratch.glob("letta-gym-*")) == []
 
 
+def test_a_persons_own_command_sees_only_the_chosen_skills(
+    stub: StubLLM, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = Home.make(scratch / "home", openai_compatible(stub.url, "none"))
+    _write_skill(scratch / "home" / "home" / ".letta" / "skills", "gamma")
+    for name, value in home.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(home.runs)
+    prompt = "TASK alpha: go"
+    command = [str(LETTA), "-p", prompt, "--ephemeral", "--backend", "local"]
+    before = len(stub.requests)
+
+    code = narrowed.run([*command, "-m", f"openai-compatible/{MODEL}"], [skill("alpha", "A")])
+
+    assert code == 0
+    first, *_, last = [str(request["messages"]) for request in stub.requests[before:]]
+    listed = first.split("<available_skills>")[1].split("</available_skills>")[0]
+    assert listed.count("`alpha`") == 1
+    assert "gamma" not in listed
+    assert listed.count("- `") == 1
+    assert "PROCEDURE alpha: answer A" in last
+
+
+def _write_skill(folder: Path, name: str, body: str = "x") -> None:
+    path = folder / name / "SKILL.md"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"---\nname: {name}\ndescription: does {name}\n---\n\n{body}\n")
+
+
 def _install_globally(monkeypatch: pytest.MonkeyPatch, name: str, body: str) -> None:
     """Put a skill into the home of every Letta Code that is started."""
     make = run_folder.lay_out
 
     def with_global_skill(folder: Path, skills: Any) -> dict[str, str]:
-        place = folder.parent.parent / "home" / ".letta" / "skills" / name / "SKILL.md"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_text(f"---\nname: {name}\ndescription: does {name}\n---\n\n{body}\n")
+        _write_skill(folder.parent.parent / "home" / ".letta" / "skills", name, body)
         return make(folder, skills)
 
     monkeypatch.setattr("letta_gym.letta.code.lay_out", with_global_skill)
