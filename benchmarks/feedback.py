@@ -1,6 +1,7 @@
-"""The feedback loop: recording, estimates from logs, promotion and transfer.
+"""The feedback loop: recording, and estimates from logs.
 
-``.ci/with-postgres python -m benchmarks.feedback`` measures the store on PostgreSQL too.
+``.ci/with-postgres python -m benchmarks.feedback --suites DIR`` measures everything: without the
+server the store is measured on SQLite only, without the suites the estimates are left out.
 """
 
 from __future__ import annotations
@@ -9,15 +10,23 @@ import os
 
 os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
+import argparse
 import sys
+from pathlib import Path
 
 from benchmarks.figures import report
-from benchmarks.loop import recording
+from benchmarks.loop import estimates, recording
 
 
 def main() -> int:
     """Measure, print and write the figures; returns the exit code."""
-    report("feedback", recording.figures(), ("sqlalchemy",))
+    parser = argparse.ArgumentParser(description="Measure the feedback loop.")
+    parser.add_argument(
+        "--suites", type=Path, metavar="DIR", help="folder that holds the suite llmrouter"
+    )
+    options = parser.parse_args()
+    figures = estimates.figures(options.suites) | recording.figures()
+    report("feedback", figures, ("sqlalchemy",))
     return 0
 
 
