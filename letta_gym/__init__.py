@@ -4,7 +4,7 @@ The way of the data, one room a stage; arrows between rooms run downwards only:
 
 ===================  ==============================================================================
 ``library``          what can be chosen, and for what: skills, tasks, suites, embeddings
-``feedback``         what outcomes teach: evidence, the outcome memory
+``feedback``         what outcomes teach: evidence, memory, quality, off-policy evaluation
 ``selection``        the choice itself: candidates, observation, network, policy_file, runtime
 ``letta``            who carries the task out: the backend protocol, mock, labels, real agents
 ``envs``             Gymnasium glue over the rooms above: single, vector, checks

@@ -64,7 +64,6 @@ def decision(
     *,
     task: str = "chart the figures",
     policy: str = "p" * 64,
-    mode: str = "active",
     log_propensity: float = -0.5,
 ) -> Decision:
     """A decision over ``skills`` that picked ``slots``."""
@@ -90,7 +89,6 @@ def decision(
         log_propensity=log_propensity,
         explored=True,
         policy_digest=policy,
-        mode=mode,
     )
 
 

@@ -26,6 +26,7 @@ from letta_gym.errors import ConfigError, DecisionError, StoreError
 from letta_gym.feedback.evidence import EvidenceConfig
 from letta_gym.feedback.memory import ALONE, OutcomeMemory
 from letta_gym.feedback.outcome import Outcome
+from letta_gym.feedback.quality import QualityTracker, Trial
 from letta_gym.selection.runtime import SkillSelector
 from letta_gym.store.engine import alembic_config
 from letta_gym.store.history import Logged
@@ -102,12 +103,23 @@ def test_a_decision_is_read_back_as_it_was_made(store: Store, log: StoreLog) -> 
     for name in ("vector", "context", "scores"):
         np.testing.assert_array_equal(getattr(row, name), getattr(made, name))
     np.testing.assert_array_equal(row.features.reshape(3, 4), made.features)
-    for name in ("policy_digest", "mode", "k", "log_propensity", "explored"):
+    for name in ("policy_digest", "k", "log_propensity", "explored", "hold_rate"):
         assert getattr(row, name) == getattr(made, name)
     assert [(p.slot, p.skill, p.key, p.fit, p.tokens, p.loaded) for p in kept.picks] == [
         (pick.slot, pick.skill, pick.key, pick.fit, pick.tokens, None) for pick in made.picks
     ]
+    assert row.held_out is None
     assert (kept.agent, kept.outcome, kept.tokens) == ("ada", None, None)
+
+
+def test_a_skill_that_was_held_out_is_kept_with_its_chance(store: Store, log: StoreLog) -> None:
+    made = decision(1, slots=(1, 0))
+    first, second = made.picks
+    log.decided(replace(made, picks=(second,), held_out=first, hold_rate=0.02))
+
+    row = only(store).decision
+    assert (row.held_out, row.hold_rate) == (first.slot, 0.02)
+    assert [pick.skill for pick in only(store).picks] == [second.skill]
 
 
 def test_an_outcome_is_read_back_as_it_was_recorded(store: Store, clock: Clock) -> None:
@@ -206,10 +218,14 @@ def test_an_outcome_for_another_agents_decision_is_refused(store: Store, log: St
     assert only(store).outcome is None
 
 
-def test_a_shadow_decision_takes_no_outcome(log: StoreLog) -> None:
-    log.decided(decision(1, mode="shadow"))
+def test_a_shadow_decision_takes_no_outcome(store: Store) -> None:
+    log = store.log(store.agents.ensure("ada"), mode="shadow")
+    log.decided(decision(1))
+    assert only(store).decision.mode == "shadow"
     with pytest.raises(DecisionError, match="made in the shadow and not carried out"):
         log.recorded("decision-1", FULL)
+    with pytest.raises(ConfigError, match="active, shadow, canary; got 'dark'"):
+        store.log(log.agent, mode="dark")
 
 
 def test_an_outcome_that_names_another_skill_changes_nothing(store: Store, log: StoreLog) -> None:
@@ -365,6 +381,18 @@ def test_a_skill_has_a_scope_of_its_own(store: Store) -> None:
         bob.share("b", "shared")
     with pytest.raises(ConfigError, match="private, team, shared; got 'all'"):
         ada.share("a", "all")
+
+
+def test_who_sees_a_decision_sees_what_its_skills_are_called_and_not_what_is_in_them(
+    store: Store,
+) -> None:
+    ada = store.agents.ensure("ada", scope="shared")
+    store.log(ada).decided(decision(1))
+    bob = store.agents.ensure("bob")
+
+    (seen,) = store.history(bob).decisions()
+    assert [pick.skill for pick in seen.picks] == ["b", "a"]
+    assert store.catalogue(bob).versions() == []
 
 
 def test_the_scope_holds_for_changes_too(store: Store, log: StoreLog) -> None:
@@ -563,6 +591,33 @@ def test_a_training_run_keeps_its_metrics(store: Store) -> None:
     ]
     with pytest.raises(StoreError, match="no training run 99"):
         store.runs.metrics(99, 1, {"return": 1.0})
+
+
+# --- quality --------------------------------------------------------------------------------------
+
+
+def test_settled_decisions_become_trials(store: Store, log: StoreLog, clock: Clock) -> None:
+    skills = (replace(skill("a"), metadata={"category": "text"}), skill("b"), skill("c"))
+    log.decided(decision(1, skills))
+    made = decision(2, skills)
+    first, second = made.picks
+    log.decided(replace(made, picks=(second,), held_out=first, hold_rate=0.5))
+    log.decided(decision(3, skills))
+    log.decided(decision(4, skills))
+    log.recorded("decision-1", Outcome(0.75, ("a",), 60.0, reward_parts={"success": 0.5}))
+    log.recorded("decision-2", Outcome(1.0))
+    log.recorded("decision-3", Outcome(None, evidence=False, error="away"))
+    a, b = (skills[slot].content_hash for slot in (0, 1))
+
+    found = list(store.trials())
+    assert found == [
+        Trial(clock.now, "ada", "text", (b, a), (a,), 0.75, 0.5, 60.0),
+        Trial(clock.now, "ada", "text", (a, b), (a,), 1.0, None, 100.0, 0.5, b),
+    ]
+    tracker = QualityTracker()
+    tracker.add(found)
+    assert tracker.quality(a, clock.now).uses == 2
+    assert list(store.trials(store.agents.ensure("bob"))) == []
 
 
 # --- export and retention -------------------------------------------------------------------------

@@ -41,7 +41,8 @@ class Decision:
         log_propensity: log-probability of the chosen set; 0 without exploration.
         explored: whether the set was sampled.
         policy_digest: SHA-256 of the policy that chose.
-        mode: "active", "shadow" (logged and not carried out) or "canary".
+        hold_rate: probability with which one of the chosen skills was to be withheld at random.
+        held_out: the one that was; it was chosen and is none of ``picks``.
     """
 
     id: str
@@ -57,7 +58,8 @@ class Decision:
     log_propensity: float
     explored: bool
     policy_digest: str
-    mode: str = "active"
+    hold_rate: float = 0.0
+    held_out: Pick | None = None
 
 
 @dataclass(frozen=True, eq=False, slots=True)

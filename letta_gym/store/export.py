@@ -10,18 +10,17 @@ from typing import Any
 
 from letta_gym.errors import ConfigError, MissingExtraError
 from letta_gym.files import replacing
-from letta_gym.store.history import Logged
+from letta_gym.store.history import Logged, Version
 
 FORMATS = ("jsonl", "parquet")
 
 _GROUP = 2_000  # records a row group of Parquet
 
 Record = dict[str, Any]
-Names = Mapping[int, tuple[str, str]]
-"""Skill id and content hash of each version."""
+Versions = Mapping[int, Version]
 
 
-def export(logged: Iterable[Logged], names: Names, path: Path | str, form: str) -> int:
+def export(logged: Iterable[Logged], versions: Versions, path: Path | str, form: str) -> int:
     """Write decisions to ``path``, which appears once it is whole; returns how many.
 
     Masked slots have the score -inf in Parquet and null in JSON.
@@ -33,13 +32,13 @@ def export(logged: Iterable[Logged], names: Names, path: Path | str, form: str) 
     """
     if form not in FORMATS:
         raise ConfigError(f"the log can be exported as {' or '.join(FORMATS)}; got {form!r}")
-    records = (record(one, names) for one in logged)
+    records = (record(one, versions) for one in logged)
     write: Callable[[Iterator[Record], Path], int]
     write = _write_jsonl if form == "jsonl" else _write_parquet
     return write(records, Path(path))
 
 
-def record(logged: Logged, names: Names) -> Record:
+def record(logged: Logged, versions: Versions) -> Record:
     """One decision as plain values."""
     decision, outcome = logged.decision, logged.outcome
     return {
@@ -51,14 +50,16 @@ def record(logged: Logged, names: Names) -> Record:
         "task_hash": decision.task_hash,
         "task_text": decision.task_text,
         "vector": decision.vector.tolist(),
-        "candidates": [names[version][0] for version in decision.candidates],
-        "candidate_keys": [names[version][1] for version in decision.candidates],
+        "candidates": [versions[id].skill for id in decision.candidates],
+        "candidate_keys": [versions[id].key for id in decision.candidates],
         "features": decision.features.tolist(),
         "context": decision.context.tolist(),
         "scores": decision.scores.tolist(),
         "k": decision.k,
         "log_propensity": decision.log_propensity,
         "explored": decision.explored,
+        "hold_rate": decision.hold_rate,
+        "held_out": decision.held_out,
         "picks": [
             {
                 "slot": pick.slot,
@@ -182,6 +183,8 @@ def _schema(pa: Any) -> Any:
         "k": whole,
         "log_propensity": real,
         "explored": truth,
+        "hold_rate": real,
+        "held_out": whole,
         "picks": pa.list_(pa.struct(list(pick.items()))),
         "outcome": pa.struct(list(outcome.items())),
         "feedback": pa.list_(pa.struct(list(feedback.items()))),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from sqlalchemy import Select, and_, or_, select
 from sqlalchemy.orm import Session
@@ -13,16 +14,19 @@ from letta_gym.feedback.memory import ALONE, OutcomeMemory
 from letta_gym.store.engine import Database
 from letta_gym.store.models import (
     Agent,
+    Base,
     DecisionRow,
     FeedbackRow,
     OutcomeRow,
     PickRow,
-    SkillRow,
-    VersionRow,
     Viewer,
 )
 
 _PAGE = 500  # decisions a query
+
+# Plain tables: who may see a decision may see what its skills are called. Their scopes guard what
+# is in them.
+_SKILLS, _VERSIONS = Base.metadata.tables["skills"], Base.metadata.tables["skill_versions"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,14 @@ class LoggedPick:
     fit: float
     tokens: int
     loaded: bool | None
+
+
+class Version(NamedTuple):
+    """What a version of a skill is called: the skill's id, content hash, and category."""
+
+    skill: str
+    key: str
+    category: str | None
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -102,6 +114,13 @@ class History:
             same = and_(DecisionRow.decided_at == last.decided_at, DecisionRow.id > last.id)
             page = self._page(query.where(or_(later, same)))
 
+    def versions(self) -> dict[int, Version]:
+        """What every version of a skill is called, by its id."""
+        columns = _VERSIONS.c.id, _SKILLS.c.skill, _VERSIONS.c.content_hash, _VERSIONS.c.category
+        with self._database.read(None) as session:
+            rows = session.execute(select(*columns).join_from(_VERSIONS, _SKILLS))
+            return {id: Version(*names) for id, *names in rows}
+
     def fill(self, memory: OutcomeMemory, agent: Viewer) -> int:
         """Add the newest outcomes of ``agent`` to ``memory``, oldest first, as they were learned.
 
@@ -138,14 +157,14 @@ def _picks(session: Session, decisions: Sequence[str]) -> dict[str, list[LoggedP
         select(
             PickRow.decision_id,
             PickRow.slot,
-            SkillRow.skill,
-            VersionRow.content_hash,
+            _SKILLS.c.skill,
+            _VERSIONS.c.content_hash,
             PickRow.fit,
             PickRow.tokens,
             PickRow.loaded,
         )
-        .join(VersionRow, VersionRow.id == PickRow.version_id)
-        .join(SkillRow, SkillRow.id == VersionRow.skill_id)
+        .join(_VERSIONS, _VERSIONS.c.id == PickRow.version_id)
+        .join(_SKILLS, _SKILLS.c.id == _VERSIONS.c.skill_id)
         .where(PickRow.decision_id.in_(decisions))
         .order_by(PickRow.decision_id, PickRow.rank)
     )

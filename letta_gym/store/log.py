@@ -80,8 +80,9 @@ class StoreLog:
         catalogue: Catalogue,
         config: LogConfig,
         clock: Clock,
+        mode: str = "active",
     ) -> None:
-        self.agent, self.catalogue, self.config = agent, catalogue, config
+        self.agent, self.catalogue, self.config, self.mode = agent, catalogue, config, mode
         self._database, self._clock = database, clock
 
     def decided(self, decision: Decision) -> None:
@@ -93,7 +94,7 @@ class StoreLog:
             "id": decision.id,
             "agent_id": self.agent.id,
             "policy_digest": decision.policy_digest,
-            "mode": decision.mode,
+            "mode": self.mode,
             "task_hash": text_hash(decision.task),
             "task_text": decision.task if self.config.keep_text else None,
             "vector": decision.vector,
@@ -104,6 +105,8 @@ class StoreLog:
             "k": decision.k,
             "log_propensity": decision.log_propensity,
             "explored": decision.explored,
+            "hold_rate": decision.hold_rate,
+            "held_out": None if decision.held_out is None else decision.held_out.slot,
             "decided_at": now,
             "expires_at": now + self.config.expire_days * _DAY,
         }

@@ -161,13 +161,15 @@ class VersionRow(Scoped, Base):
 class DecisionRow(OfAgent, Base):
     """A choice of skills for one task; see :class:`letta_gym.feedback.decision.Decision`.
 
-    ``candidates`` are ids of skill versions in slot order. The text of the task is kept only by
-    choice, its SHA-256 always. After ``expires_at`` no outcome is taken.
+    ``candidates`` are ids of skill versions in slot order; ``held_out`` is the slot of the chosen
+    skill that was withheld at random, which happens with probability ``hold_rate``. The text of the
+    task is kept only by choice, its SHA-256 always. After ``expires_at`` no outcome is taken.
     """
 
     __tablename__ = "decisions"
     __table_args__ = (
         CheckConstraint(f"mode IN {MODES}", "mode"),
+        CheckConstraint("hold_rate BETWEEN 0 AND 1", "hold_rate"),
         Index(None, "agent_id", "decided_at"),
     )
 
@@ -184,6 +186,8 @@ class DecisionRow(OfAgent, Base):
     k: Mapped[int]
     log_propensity: Mapped[float]
     explored: Mapped[bool]
+    hold_rate: Mapped[float]
+    held_out: Mapped[int | None]
     decided_at: Mapped[float] = mapped_column(index=True)
     expires_at: Mapped[float]
 

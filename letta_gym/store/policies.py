@@ -99,6 +99,27 @@ class Policies:
 
         return self._database.once(work)
 
+    def get(self, digest: str) -> PolicyRow:
+        """The policy of a digest, or of its first characters, at least eight.
+
+        Raises:
+            StoreError: there is none, or more than one.
+        """
+        found = [row for row in self.all() if row.digest == digest]
+        if not found and len(digest) >= 8:
+            found = [row for row in self.all() if row.digest.startswith(digest)]
+        if len(found) != 1:
+            raise StoreError(
+                f"the store knows {len(found)} policies {digest!r}; list them with: "
+                "letta-gym policy list"
+            )
+        return found[0]
+
+    def note(self, digest: str, action: str, *, actor: str, detail: Mapping[str, Any]) -> None:
+        """Write into the audit what was done about a policy that changed nothing."""
+        with self._database.write() as session:
+            audit(session, self._clock(), actor, action, digest, detail)
+
     def all(self) -> list[PolicyRow]:
         """Every policy, the newest first."""
         with self._database.read(None) as session:

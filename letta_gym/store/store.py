@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -11,14 +11,16 @@ from sqlalchemy import delete, select
 
 from letta_gym.errors import ConfigError
 from letta_gym.feedback.memory import OutcomeMemory
+from letta_gym.feedback.quality import Trial
 from letta_gym.store.agents import Agents
 from letta_gym.store.catalogue import Catalogue
 from letta_gym.store.engine import Clock, Database
 from letta_gym.store.export import export
 from letta_gym.store.history import History
 from letta_gym.store.log import LogConfig, StoreLog
-from letta_gym.store.models import DecisionRow, SkillRow, VersionRow, Viewer
+from letta_gym.store.models import MODES, DecisionRow, Viewer
 from letta_gym.store.policies import Policies, Runs, audit
+from letta_gym.store.trials import trials
 
 _BATCH = 1_000  # decisions removed in one transaction, so that writers wait only briefly
 
@@ -58,10 +60,24 @@ class Store:
         """The skills of an agent."""
         return Catalogue(self.database, agent, self._clock)
 
-    def log(self, agent: Viewer, config: LogConfig | None = None) -> StoreLog:
-        """The decision log of an agent, for :class:`SkillSelector`."""
-        catalogue = self.catalogue(agent)
-        return StoreLog(self.database, agent, catalogue, config or LogConfig(), self._clock)
+    def log(
+        self, agent: Viewer, config: LogConfig | None = None, *, mode: str = "active"
+    ) -> StoreLog:
+        """The decision log of an agent, for :class:`SkillSelector`.
+
+        Args:
+            agent: whose.
+            config: what is kept.
+            mode: of the selector: "active", "canary", or "shadow" for one whose choices nobody
+                carries out.
+
+        Raises:
+            ConfigError: an unknown mode.
+        """
+        if mode not in MODES:
+            raise ConfigError(f"a mode is one of {', '.join(MODES)}; got {mode!r}")
+        catalogue, kept = self.catalogue(agent), config or LogConfig()
+        return StoreLog(self.database, agent, catalogue, kept, self._clock, mode)
 
     def history(self, viewer: Viewer | None = None) -> History:
         """The decisions that an agent may see; for None, the operator, all of them."""
@@ -97,8 +113,14 @@ class Store:
         """
         if agent is not None:
             self.agents.get(agent)
-        logged = self.history().decisions(agent=agent, since=since, until=until)
-        return export(logged, self._names(), path, form)
+        history = self.history()
+        logged = history.decisions(agent=agent, since=since, until=until)
+        return export(logged, history.versions(), path, form)
+
+    def trials(self, viewer: Viewer | None = None, *, since: float = 0.0) -> Iterator[Trial]:
+        """Settled decisions that ``viewer`` may see, for :class:`QualityTracker`."""
+        history = self.history(viewer)
+        return trials(history.decisions(since=since, settled=True), history.versions())
 
     def purge(self, older_than_days: float, *, actor: str) -> int:
         """Remove decisions of long ago with their outcomes and feedback; returns how many.
@@ -139,8 +161,3 @@ class Store:
             yield len(ids)
             if len(ids) < _BATCH:
                 return
-
-    def _names(self) -> Mapping[int, tuple[str, str]]:
-        query = select(VersionRow.id, SkillRow.skill, VersionRow.content_hash).join(SkillRow)
-        with self.database.read(None) as session:
-            return {id: (skill, key) for id, skill, key in session.execute(query)}

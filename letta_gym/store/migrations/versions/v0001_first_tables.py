@@ -97,12 +97,15 @@ def upgrade() -> None:
         sa.Column("k", sa.Integer(), nullable=False),
         sa.Column("log_propensity", sa.Double(), nullable=False),
         sa.Column("explored", sa.Boolean(), nullable=False),
+        sa.Column("hold_rate", sa.Double(), nullable=False),
+        sa.Column("held_out", sa.Integer(), nullable=True),
         sa.Column("decided_at", sa.Double(), nullable=False),
         sa.Column("expires_at", sa.Double(), nullable=False),
         sa.Column("agent_id", sa.Integer(), nullable=False),
         sa.CheckConstraint(
             "mode IN ('active', 'shadow', 'canary')", name=op.f("ck_decisions_mode")
         ),
+        sa.CheckConstraint("hold_rate BETWEEN 0 AND 1", name=op.f("ck_decisions_hold_rate")),
         sa.ForeignKeyConstraint(["agent_id"], ["agents.id"], name=op.f("fk_decisions_agent_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_decisions")),
     )
