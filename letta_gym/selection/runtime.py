@@ -23,6 +23,7 @@ from letta_gym.library.skills import Skill, SkillLibrary
 from letta_gym.library.vectors import is_snapped, snap
 from letta_gym.selection import bilinear, candidates, network, subset
 from letta_gym.selection.explanation import Explanation, Trace, explain
+from letta_gym.selection.exploration import Draw, Explorer
 from letta_gym.selection.observation import Scores, Situation, context, features
 from letta_gym.selection.policy import Policy
 from letta_gym.selection.shelf import Shelf
@@ -106,6 +107,7 @@ class SkillSelector:
         memory: past outcomes; a new empty memory by default.
         rng: source of exploration; needed for ``explore=True`` to be reproducible.
         log: where decisions and outcomes are kept beyond the process; by default nowhere.
+        explorer: how ``explore=True`` draws; by default from the policy's distribution alone.
     """
 
     def __init__(
@@ -115,6 +117,7 @@ class SkillSelector:
         memory: OutcomeMemory | None = None,
         rng: np.random.Generator | None = None,
         log: DecisionLog | None = None,
+        explorer: Explorer | None = None,
     ) -> None:
         self.policy, self.shelf = policy, shelf
         if memory is None:
@@ -126,7 +129,7 @@ class SkillSelector:
             )
         self.memory = memory
         self.rng = np.random.default_rng() if rng is None else rng
-        self.log = log
+        self.log, self.explorer = log, explorer
         self._pending: OrderedDict[str, _Pending] = OrderedDict()
         self._name, self._numbers = secrets.token_hex(8), itertools.count()
         self.max_pending = 10_000
@@ -142,6 +145,7 @@ class SkillSelector:
         memory: OutcomeMemory | None = None,
         rng: np.random.Generator | None = None,
         log: DecisionLog | None = None,
+        explorer: Explorer | None = None,
     ) -> SkillSelector:
         """Load a policy file and a library.
 
@@ -150,7 +154,7 @@ class SkillSelector:
             skills: a folder of ``SKILL.md`` (stored vectors are used where they are right), or a
                 library.
             embedder: embeds skills and tasks; by default whichever is installed, when needed.
-            memory, rng, log: see the class.
+            memory, rng, log, explorer: see the class.
 
         Raises:
             PolicyFileError: the file is damaged or does not fit this version.
@@ -159,7 +163,7 @@ class SkillSelector:
             MissingExtraError: an embedder is needed and none is installed.
         """
         loaded = policy if isinstance(policy, Policy) else Policy.load(policy)
-        return cls(loaded, Shelf.open(skills, loaded, embedder), memory, rng, log)
+        return cls(loaded, Shelf.open(skills, loaded, embedder), memory, rng, log, explorer)
 
     def session(self, token_budget: float, horizon: int) -> Session:
         """A stream of ``horizon`` tasks under one budget of tokens."""
@@ -248,9 +252,9 @@ class SkillSelector:
         logits = network.logits(policy.weights, f, c, situation.mask)
         if bilinear.rank(policy.weights):
             bilinear.add(policy.weights, logits, (vector[None], shelf.vectors[rows][None]))
-        picks, log_propensity = self._draw(logits, situation, k, explore)
+        draw = self._draw(logits, situation, k, explore)
         score = logits[0].tolist()
-        order = sorted(_affordable(picks, situation, k), key=lambda slot: (-score[slot], slot))
+        order = sorted(_affordable(draw.picks, situation, k), key=lambda slot: (-score[slot], slot))
         skills = tuple([shelf.skills[rows[slot]] for slot in order])
         decision_id = f"{self._name}-{next(self._numbers)}"
         chosen = self._picks(situation, rows, order)
@@ -266,10 +270,12 @@ class SkillSelector:
                     context=c[0],
                     scores=logits[0],
                     picks=chosen,
-                    k=picks.shape[1],
-                    log_propensity=log_propensity,
-                    explored=explore,
+                    k=draw.picks.shape[1],
+                    log_propensity=draw.log_propensity,
+                    explored=draw.explored,
                     policy_digest=policy.digest,
+                    hold_rate=draw.hold_rate,
+                    held_out=next(iter(self._picks(situation, rows, draw.held_out)), None),
                 )
             )
         self._remember(decision_id, _Pending(vector, {one.skill: one for one in chosen}, session))
@@ -281,8 +287,8 @@ class SkillSelector:
             scores=tuple([score[slot] for slot in order]),
             stop_score=score[-1],
             tokens=sum([skill.tokens for skill in skills]),
-            log_propensity=log_propensity,
-            explored=explore,
+            log_propensity=draw.log_propensity,
+            explored=draw.explored,
             policy_digest=policy.digest,
             _trace=Trace(
                 shelf.ids,
@@ -357,19 +363,21 @@ class SkillSelector:
         snapped: Float = snap(vector[None])[0]
         return snapped
 
-    def _draw(
-        self, logits: Float, situation: Situation, k: int, explore: bool
-    ) -> tuple[Int, float]:
-        """Wanted slots (1, k), -1 padded, and the log-probability of that set."""
+    def _draw(self, logits: Float, situation: Situation, k: int, explore: bool) -> Draw:
+        """Draw a set, or take the best."""
         if not explore:
-            return subset.greedy(logits, k), 0.0
+            return Draw(subset.greedy(logits, k), 0.0, explored=False)
         # Only as many picks as the budget covers whatever they are: nothing is cut afterwards, so
         # that the probability of the sampled set is the one of the set carried out.
         costs = np.sort(situation.tokens[0][situation.mask[0]])[::-1].cumsum()
         k = max(1, int((costs[:k] <= situation.tokens_left).sum()))
         exact = logits.astype(np.float64)
+        if self.explorer is not None:
+            e = situation.evidence
+            untried = (e.wins + e.fit_successes + e.fit_failures)[0] == 0
+            return self.explorer.draw(exact, k, untried, self.rng)
         picks = subset.sample(exact, k, self.rng)
-        return picks, float(subset.set_log_prob(exact, picks)[0])
+        return Draw(picks, float(subset.set_log_prob(exact, picks)[0]), explored=True)
 
     def _picks(self, situation: Situation, rows: Int, order: Sequence[int]) -> tuple[Pick, ...]:
         picks: list[Pick] = []
