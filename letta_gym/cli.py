@@ -119,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     one = _command(of_policy, "inspect", inspect, "show header, provenance, evaluation and tensors")
     one.add_argument("policy", metavar="FILE", help="policy file")
     one.add_argument("--json", action="store_true", help="print JSON")
+    store_commands.add_policy(of_policy)
 
     one = _command(
         commands,

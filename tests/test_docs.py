@@ -30,7 +30,11 @@ from letta_gym import cli, errors
 from letta_gym.envs.deployment import ReplayConfig
 from letta_gym.envs.glue import EnvConfig
 from letta_gym.envs.rehearsal import RehearsalOptions
+from letta_gym.feedback.promotion import GateConfig
+from letta_gym.feedback.quality import QualityConfig
 from letta_gym.selection import policy_file, runtime
+from letta_gym.selection.exploration import ExplorationConfig
+from letta_gym.store.log import LogConfig
 
 ROOT = Path(__file__).parent.parent
 PAGES = {
@@ -142,6 +146,28 @@ def test_every_option_of_rehearsal_is_documented_with_its_default() -> None:
     documented = _column(_section(REPLAY, "Rehearsal"), 1)
 
     assert documented == RehearsalOptions().model_dump()
+
+
+@pytest.mark.parametrize(
+    ("page", "section", "of"),
+    [
+        ("docs/store.md", "Decisions and outcomes", LogConfig()),
+        ("docs/feedback.md", "Exploration", ExplorationConfig()),
+        ("docs/feedback.md", "Quality", QualityConfig()),
+        ("docs/feedback.md", "Promotion", GateConfig()),
+    ],
+    ids=["log", "exploration", "quality", "gate"],
+)
+def test_every_key_of_the_feedback_loop_is_documented_with_its_default(
+    page: str, section: str, of: BaseModel
+) -> None:
+    text = _section(PAGES[page], section).split("| key | default |")[1].split("\n\n")[0]
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| (`.*?`(?:, `.*?`)*) \|", text, re.M)
+    names = [name for keys, _ in rows for name in re.findall(r"`(.*?)`", keys)]
+    values = [value for _, defaults in rows for value in re.findall(r"`(.*?)`", defaults)]
+    found = dict(zip(names, map(yaml.safe_load, values), strict=True))
+
+    assert found == of.model_dump(mode="json")
 
 
 def test_every_environment_id_is_documented() -> None:

@@ -1,9 +1,22 @@
-"""``letta-gym data``: take the log out of a store, and remove what is too old."""
+"""The commands of the store: ``letta-gym data ...``, and those of ``policy`` that need a store."""
 
 from __future__ import annotations
 
 import argparse
-from typing import Any
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # every command imports what it needs
+    from letta_gym.feedback.promotion import Ruling
+    from letta_gym.store.promotion import Promotion
+    from letta_gym.store.store import Store
+
+OK, REFUSED = 0, 1
+
+_ACTOR = "command line"
 
 
 def export(options: argparse.Namespace) -> int:
@@ -11,44 +24,126 @@ def export(options: argparse.Namespace) -> int:
     with _store(options) as store:
         count = store.export(options.out, options.format, agent=options.agent)
     print(f"{options.out}: {count:,} decisions")
-    return 0
+    return OK
 
 
 def purge(options: argparse.Namespace) -> int:
     """``letta-gym data purge``: remove decisions of long ago."""
     with _store(options) as store:
-        count = store.purge(options.older_than, actor="command line")
+        count = store.purge(options.older_than, actor=_ACTOR)
     print(f"removed {count:,} decisions older than {options.older_than:g} days")
-    return 0
+    return OK
+
+
+def list_policies(options: argparse.Namespace) -> int:
+    """``letta-gym policy list``: the policies of a store, the newest first."""
+    with _store(options) as store:
+        for row in store.policies.all():
+            share = f" {row.share:.0%}" if row.status == "canary" else ""
+            print(f"{row.digest[:12]}  {row.status + share:12s}  {row.path or '-'}")
+    return OK
+
+
+def shadow(options: argparse.Namespace) -> int:
+    """``letta-gym policy shadow``: let a policy choose beside the active one."""
+    with _store(options) as store:
+        promotion = _promotion(store, options)
+        row = promotion.shadow(_digest(promotion, options.policy))
+    print(f"{row.digest[:12]} chooses in the shadow")
+    return OK
+
+
+def promote(options: argparse.Namespace) -> int:
+    """``letta-gym policy promote``: make a policy the active one, or a canary."""
+    with _store(options) as store:
+        promotion = _promotion(store, options)
+        digest = _digest(promotion, options.policy)
+        if options.share is not None:
+            ruling = promotion.canary(digest, options.share)
+            print(f"{digest[:12]} takes {options.share:.0%} of the decisions", end="")
+            print("" if ruling is None else f"; {ruling.reason}")
+            return OK
+        ruling = promotion.promote(digest)
+    if ruling is None or ruling.promoted:
+        print(f"{digest[:12]} is active", "" if ruling is None else f"({ruling.reason})")
+        return OK
+    print(f"{digest[:12]}: {ruling.reason}")
+    return REFUSED
+
+
+def rollback(options: argparse.Namespace) -> int:
+    """``letta-gym policy rollback``: make the policy active that was so before."""
+    with _store(options) as store:
+        row = _promotion(store, options).rollback()
+    print(f"{row.digest[:12]} is active again")
+    return OK
+
+
+def compare(options: argparse.Namespace) -> int:
+    """``letta-gym policy compare``: what the log of the active policy says of another."""
+    with _store(options) as store:
+        promotion = _promotion(store, options)
+        ruling = promotion.compare(_digest(promotion, options.policy))
+    print(json.dumps(asdict(ruling), indent=2) if options.json else _ruling_text(ruling))
+    return OK
 
 
 def add(commands: Any) -> None:
-    """Register the commands of the store below ``commands``."""
+    """Register ``data`` below ``commands``."""
     data = commands.add_parser("data", help="look after the store of decisions and outcomes")
     of_data = data.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    one = of_data.add_parser("export", help="write decisions and outcomes to a file")
-    _add_store(one)
+    one = _command(of_data, "export", export, "write decisions and outcomes to a file")
     one.add_argument("--format", choices=("parquet", "jsonl"), default="jsonl", help="(jsonl)")
     one.add_argument("--out", required=True, metavar="FILE", help="where to write")
     one.add_argument("--agent", metavar="NAME", help="only this agent's (all)")
-    one.set_defaults(command=export)
 
-    one = of_data.add_parser("purge", help="remove decisions of long ago, with their outcomes")
-    _add_store(one)
+    one = _command(of_data, "purge", purge, "remove decisions of long ago, with their outcomes")
     one.add_argument(
         "--older-than", type=float, required=True, metavar="DAYS", help="age of what goes"
     )
-    one.set_defaults(command=purge)
 
 
-def _add_store(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
+def add_policy(of_policy: Any) -> None:
+    """Register what ``policy`` does with a store."""
+    _command(of_policy, "list", list_policies, "list the policies of a store")
+    one = _command(of_policy, "shadow", shadow, "let a policy choose beside the active one")
+    _add_policy(one)
+    one = _command(of_policy, "promote", promote, "make a policy active, if the log speaks for it")
+    _add_policy(one)
+    one.add_argument(
+        "--share", type=float, metavar="S", help="only for this share of the decisions, a canary"
+    )
+    _command(of_policy, "rollback", rollback, "make the policy active that was so before")
+    one = _command(of_policy, "compare", compare, "judge a policy by the log of the active one")
+    _add_policy(one)
+    one.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str
+) -> argparse.ArgumentParser:
+    described = text[0].upper() + text[1:] + "."
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=described)
+    parser.add_argument(
         "--store", required=True, metavar="URL", help="database: a path, or postgresql://..."
+    )
+    parser.set_defaults(command=run)
+    return parser
+
+
+def _add_policy(command: argparse.ArgumentParser) -> None:
+    command.add_argument("policy", metavar="POLICY", help="policy file, or digest of a known one")
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a constant of the gate, such as margin=0.01",
     )
 
 
-def _store(options: argparse.Namespace) -> Any:
+def _store(options: argparse.Namespace) -> Store:
     from letta_gym.errors import MissingExtraError
 
     try:
@@ -56,3 +151,35 @@ def _store(options: argparse.Namespace) -> Any:
     except ModuleNotFoundError as error:
         raise MissingExtraError("serve", "the store") from error
     return Store(options.store, create=False)
+
+
+def _promotion(store: Store, options: argparse.Namespace) -> Promotion:
+    from letta_gym.config import override, resolve
+    from letta_gym.feedback.promotion import GateConfig
+    from letta_gym.store.promotion import Promotion
+
+    config = resolve(GateConfig, override({}, getattr(options, "set", [])), "the gate")
+    return Promotion(store, config, actor=_ACTOR)
+
+
+def _digest(promotion: Promotion, policy: str) -> str:
+    """Digest of a policy file, which is made known, or of a policy that is known."""
+    if Path(policy).is_file():
+        return promotion.add(policy).digest
+    return promotion.store.policies.get(policy).digest
+
+
+def _ruling_text(ruling: Ruling) -> str:
+    found = ruling.diagnostics
+    lines = [
+        f"candidate   {ruling.candidate:.4f}",
+        f"active      {ruling.incumbent:.4f}",
+        f"gain        {ruling.gain.value:+.4f}  ({ruling.gain.low:+.4f} to "
+        f"{ruling.gain.high:+.4f})",
+        f"decisions   {found.decisions:,}, effective sample size {found.effective:.0f}",
+        f"weights     mean {found.mean_weight:.3f}, largest {found.largest_weight:.1f}, "
+        f"clipped {found.clipped:.1%}",
+        "",
+        f"may be promoted: {ruling.reason}" if ruling.promoted else ruling.reason,
+    ]
+    return "\n".join(lines)
