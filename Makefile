@@ -116,6 +116,7 @@ $(RAY)/.made: pyproject.toml constraints-ray.txt
 	$(RAY)/bin/python -m pip install --quiet --upgrade pip
 	$(RAY)/bin/python -m pip install torch==2.13.0
 	$(RAY)/bin/python -m pip install -e . 'ray[rllib]' pytest -c constraints-ray.txt
+	@touch $@
 
 # The last release of the V1 server, which is archived: what it leaves open is held below what it no
 # longer works with. pgserver brings PostgreSQL with pgvector; pip's resolver does not manage it all.
