@@ -10,9 +10,11 @@ import numpy as np
 from agents.ppo import PPO, Metrics, OnStep
 from agents.replay_config import ReplayRunConfig
 from agents.skill_policy import SkillPolicy
+from agents.stop_level import with_stop_level
 from letta_gym.envs.rehearsal import RehearsalVectorEnv
 from letta_gym.envs.replay import ReplayDriver, ReplayVectorEnv
 from letta_gym.errors import ConfigError
+from letta_gym.selection.network import Weights
 from letta_gym.selection.policy import Policy
 
 
@@ -114,13 +116,24 @@ class StreamTrainer:
             partner=self.ppo,
         )
 
+    def copied(self) -> ReplayDriver:
+        """A deployment of its own that knows what this one learned so far, with all slots."""
+        changes = self._changes | {"candidates": self.config.env.candidates}
+        driver = ReplayDriver(self.config.environment(**changes), self.config.train.ppo.num_envs)
+        driver.sessions.set_state(self.driver.sessions.get_state())
+        return driver
+
+    def weights(self) -> Weights:
+        """Averaged weights if they are kept, with the level of STOP set on validation tasks."""
+        return with_stop_level(self.ppo.parameters.as_dict(), self.copied())
+
     def policy(self) -> Policy:
-        """The policy as trained so far: averaged weights if they are kept."""
+        """The policy as trained so far."""
         vectors = self.driver.pool.suite.vectors
         assert vectors is not None
         config = self.driver.config
         return Policy(
-            weights=self.ppo.parameters.as_dict(),
+            weights=self.weights(),
             evidence=config.evidence,
             retrieval=config.retrieval,
             token_price=config.token_price / 1000,

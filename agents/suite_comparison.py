@@ -64,11 +64,8 @@ def trained(config: ReplayRunConfig, split_seed: int) -> Metrics:
 def tried(trainer: StreamTrainer) -> Metrics:
     """Metrics of a policy that was trained; its deployment is copied and goes on from there."""
     config = trainer.config
-    driver = deployment(config, trainer.split_seed)
-    driver.sessions.set_state(trainer.driver.sessions.get_state())
-    weights = trainer.ppo.parameters.as_dict()
     rng = np.random.default_rng([config.seed, trainer.split_seed, 2])
-    return trial(opponents.Sampled(weights, rng), driver, config)
+    return trial(opponents.Sampled(trainer.weights(), rng), trainer.copied(), config)
 
 
 @dataclass(frozen=True, slots=True)

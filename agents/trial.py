@@ -27,7 +27,7 @@ Int = NDArray[np.int64]
 Rows = dict[str, NDArray[Any]]
 Metrics = dict[str, float]
 
-_AT_ONCE = 128  # test tasks decided at once; nothing is learned between them
+AT_ONCE = 128  # test tasks decided at once; nothing is learned between them
 BLIND = frozenset({"none", "random", "cosine", "lexical", "hybrid"})
 """Agents that ignore outcomes, and so need no stream."""
 
@@ -73,8 +73,8 @@ def look(agent: Agent[ReplayDriver], driver: ReplayDriver, tasks: Int) -> Rows:
     s = driver.sessions
     s.learning = False
     found = []
-    for first in range(0, len(tasks), _AT_ONCE):
-        s.show(tasks[first : first + _AT_ONCE])
+    for first in range(0, len(tasks), AT_ONCE):
+        s.show(tasks[first : first + AT_ONCE])
         found.append(decide(agent, driver, explore=False))
     s.learning = True
     return {name: np.concatenate([rows[name] for rows in found]) for name in found[0]}
@@ -133,8 +133,8 @@ def tune(agent: Threshold, driver: ReplayDriver) -> None:
         return
     s.learning = False
     tops, rows = [], []
-    for first in range(0, len(tasks), _AT_ONCE):
-        s.show(tasks[first : first + _AT_ONCE])
+    for first in range(0, len(tasks), AT_ONCE):
+        s.show(tasks[first : first + AT_ONCE])
         obs = driver.observe()
         score = np.where(obs["action_mask"], agent.rate(obs, driver), -np.inf)
         tops.append(score.max(1))

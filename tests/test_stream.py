@@ -134,6 +134,28 @@ def test_a_trainer_that_was_stopped_goes_on_with_the_same_bits(folder: str, upda
     assert bits(rest) == bits(whole)
 
 
+def test_the_level_of_stop_earns_most_on_the_validation_tasks(folder: str) -> None:
+    trainer = StreamTrainer(config(folder, "policy.threshold=-3"), 0)
+    trainer.train()
+    raw = trainer.ppo.parameters.as_dict()
+    tasks = trainer.driver.sessions.tasks("validation", new=False)
+
+    def earned(shift: float) -> float:
+        weights = {**raw, "stop_level": raw["stop_level"] + np.float32(shift)}
+        return trial.metrics(trial.look(Learned(weights), trainer.copied(), tasks))["utility"]
+
+    chosen = float(trainer.weights()["stop_level"][0] - raw["stop_level"][0])
+    assert earned(chosen) > earned(0)
+    assert earned(chosen) >= max(earned(chosen + by) for by in (-200, -20, -3, 3, 20, 200)) - 1e-9
+    assert trainer.weights()["score_linear"] is not trainer.model.parameters["score_linear"]
+
+
+def test_without_a_task_that_needs_nothing_the_level_of_stop_stays(tmp_path: Path) -> None:
+    path = str(write_suite(tmp_path, make_suite(200, none_share=0.0)))
+    trainer = StreamTrainer(config(path), 0)
+    assert trainer.weights()["stop_level"] == trainer.ppo.parameters.as_dict()["stop_level"]
+
+
 # --- trials ---------------------------------------------------------------------------------------
 
 
@@ -291,7 +313,7 @@ def test_a_policy_of_other_constants_is_refused(
     policy, changed = run / "policy.safetensors", "evidence.bandwidth=0.3"
     arguments = [f"--config={run / 'config.yaml'}", f"--policy={policy}", f"--set={changed}"]
     assert evaluate.main(arguments) == 2
-    assert "evidence.bandwidth: the policy has 0.08" in capsys.readouterr().err
+    assert "evidence.bandwidth: the policy has 0.1" in capsys.readouterr().err
 
 
 def test_a_run_that_was_stopped_is_resumed(folder: str, tmp_path: Path) -> None:
