@@ -224,28 +224,37 @@ class Oracle:
 
     Beside a skill that is worth less than its cost alone, no other is worth more, and only skills
     made for the task are worth anything. So the best set consists of the best few single slots.
+
+    It is myopic: it spends the budget as if this task were the last. With a ``surcharge`` on every
+    1,000 tokens it saves them for tasks that gain more; of such fixed prices one is the best.
     """
 
-    name, slots = "oracle", "evidence"
+    slots = "evidence"
     few = 4
+
+    def __init__(self, name: str = "oracle", surcharge: float = 0.0) -> None:
+        self.name, self.surcharge = name, surcharge
 
     def act(self, obs: Observation, driver: Driver) -> Choice:
         """The set of the largest expected reward; of equal ones the smallest."""
         (batch, m), k = obs["action_mask"].shape, driver.config.max_skills
         singles = np.broadcast_to(np.arange(m)[:, None, None], (m, batch, 1))
-        alone = expected(driver, obs, _padded(singles, k))
+        alone = expected(driver, obs, _padded(singles, k), self.surcharge)
         ranking = np.argsort(-alone.T, 1, kind="stable")
         top = range(min(self.few, m))
         members = [list(c) for size in range(k + 1) for c in combinations(top, size)]
         sets = np.stack([_padded(ranking[:, which], k) for which in members])
-        best = expected(driver, obs, sets).argmax(0)
+        best = expected(driver, obs, sets, self.surcharge).argmax(0)
         return Choice(sets[best, np.arange(batch)], ranking)
 
 
-def expected(driver: Driver, obs: Observation, picks: Picks) -> NDArray[np.float64]:
+def expected(
+    driver: Driver, obs: Observation, picks: Picks, surcharge: float = 0.0
+) -> NDArray[np.float64]:
     """True expected reward of loading ``picks`` (..., B, k), shape (..., B).
 
-    It is -inf for a set that would not be carried out: with a masked slot, or beyond the budget.
+    ``surcharge`` is added to the price of 1,000 tokens. The reward is -inf for a set that would not
+    be carried out: with a masked slot, or beyond the budget.
     """
     s, world = driver.sessions, driver.sessions.world
     rows, chosen, slots = np.arange(s.count), picks >= 0, np.maximum(picks, 0)
@@ -253,7 +262,7 @@ def expected(driver: Driver, obs: Observation, picks: Picks) -> NDArray[np.float
     chance = world.load_probability(chosen)
     success = world.success_probability(rows, s.task, skills, chance).astype(np.float64)
     tokens = world.tokens[skills]
-    cost = (tokens * chance).sum(-1) * driver.config.token_price / 1000
+    cost = (tokens * chance).sum(-1) * (driver.config.token_price + surcharge) / 1000
     free = (obs["action_mask"][rows[:, None], slots] == 1) | ~chosen
     carried_out = free.all(-1) & ((tokens * chosen).sum(-1) <= s.tokens_left)
     return np.where(carried_out, success - cost, -np.inf)

@@ -53,14 +53,24 @@ class TrainConfig(Section):
     ppo: PPOConfig = PPOConfig()
 
 
+Extra = Literal["linucb", "linucb_per_skill", "thompson", "thompson_per_skill", "priced"]
+"""Agents that an evaluation has only when it is asked for them, for they must learn first."""
+
+
 class EvaluateConfig(Section):
-    """How to evaluate: ``seeds`` batches of ``sessions`` each; baselines on ``tune_sessions``."""
+    """How to evaluate: ``seeds`` batches of ``sessions`` each; baselines on ``tune_sessions``.
+
+    ``also`` names further agents; the bandits among them learn from ``bandit_steps`` decisions of
+    their own on the train split.
+    """
 
     split: str = "test"
     seeds: int = Field(default=8, ge=2)
     sessions: int = Field(default=96, ge=2)
     tune_sessions: int = Field(default=64, ge=2)
     first_seed: int = Field(default=10_000, ge=2)  # those just before serve to tune
+    also: tuple[Extra, ...] = ()
+    bandit_steps: int = Field(default=40_000, ge=1)
 
 
 class RunConfig(Section):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agents import baselines
+from agents import bandits, baselines
 from agents.baselines import Agent, Oracle, Threshold, expected
 from agents.config import RunConfig
 from letta_gym.envs.glue import Driver, EnvConfig
@@ -25,6 +25,8 @@ TUNED: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
     "hybrid": ("retrieval", baselines.hybrid),
     "evidence": ("evidence", baselines.evidence),
 }
+SURCHARGES: Sequence[float] = (0.0, *np.geomspace(0.01, 2, 16).tolist())
+"""On 1,000 tokens, from which :func:`priced` chooses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +197,27 @@ def tune(name: str, config: RunConfig) -> Agent[Driver]:
     return baseline(level, max(sizes, key=lambda k: earned(level, k)))
 
 
+def taught(name: str, config: RunConfig) -> Agent[Driver]:
+    """The bandit ``name`` after ``evaluate.bandit_steps`` decisions of its own, or more.
+
+    It plays whole batches of ``evaluate.tune_sessions`` on the train split. In fresh worlds a
+    skill's quality differs by session, so that a model of each skill learns an average.
+    """
+    env, e = config.environment(split="train"), config.evaluate
+    seed = e.first_seed + e.seeds
+    agent = bandits.bandit(name, len(env.pool().ids), np.random.default_rng(seed))
+    for batch in range(math.ceil(e.bandit_steps / (e.tune_sessions * env.horizon))):
+        bandits.study(agent, begin(agent, env, seed + batch, e.tune_sessions))
+    return agent
+
+
+def priced(config: RunConfig) -> Oracle:
+    """The oracle with the fixed surcharge on tokens that earns most on the train split."""
+    env, e = config.environment(split="train"), config.evaluate
+    oracles = [Oracle("priced", surcharge) for surcharge in SURCHARGES]
+    return max(oracles, key=lambda a: earn(a, env, e.first_seed - 1, e.tune_sessions))
+
+
 def line_up(
     config: RunConfig, weights: Mapping[str, NDArray[Any]] | None
 ) -> Iterator[Agent[Driver]]:
@@ -205,6 +228,8 @@ def line_up(
         yield tune(name, config)
     if weights is not None:
         yield baselines.Learned(weights)
+    for name in config.evaluate.also:
+        yield priced(config) if name == "priced" else taught(name, config)
     yield baselines.Informed()
     yield Oracle()
 
@@ -263,12 +288,14 @@ class Comparison:
     def table(self) -> str:
         """The main metrics as text: mean and half-width of the 95 % interval."""
         shown = ("return", "success", "tokens", "skills_per_task", "none_recall", "hit_at_1")
-        lines = ["agent     " + "".join(f"{name:>17s}" for name in shown) + "   gap closed"]
+        width = max(10, *map(len, self.runs))
+        head = f"{'agent':{width}s}" + "".join(f"{name:>17s}" for name in shown)
+        lines = [f"{head}   gap closed"]
         for agent in self.runs:
             text = "".join(cell(name, self.interval(agent, name)) for name in shown)
             closed = self.closed(agent)
             share = "-" if math.isnan(closed) else f"{closed:.0%}"
-            lines.append(f"{agent:10s}{text}{share:>13s}")
+            lines.append(f"{agent:{width}s}{text}{share:>13s}")
         return "\n".join(lines)
 
 

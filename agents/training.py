@@ -96,7 +96,12 @@ class Run(BaseRun):
 
 def evaluate_run(run: Run) -> Comparison:
     """Compare the run's policy with the baselines, on one thread."""
-    with threadpool_limits(1), tqdm(total=8, unit="agent", leave=False, disable=None) as bar:
+    with (
+        threadpool_limits(1),
+        tqdm(
+            total=8 + len(run.config.evaluate.also), unit="agent", leave=False, disable=None
+        ) as bar,
+    ):
 
         def progress(name: str) -> None:
             bar.set_postfix_str(name)
