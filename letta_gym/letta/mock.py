@@ -201,10 +201,10 @@ class MockWorld:
     def thresholds(self, probability: Float) -> NDArray[np.float64]:
         """Chance that at most 0, 1, ... n - 1 of the n checks are passed, shape (n, ...)."""
         n, p = self.config.checks, probability.astype(np.float64)
-        passes, fails = np.ones((2, n + 1, *p.shape))
+        passes, fails = powers = np.ones((2, n + 1, *p.shape))
+        chances = np.stack([p, 1 - p])
         for count in range(n):
-            np.multiply(passes[count], p, out=passes[count + 1])
-            np.multiply(fails[count], 1 - p, out=fails[count + 1])
+            np.multiply(powers[:, count], chances, out=powers[:, count + 1])
         ways = np.array([math.comb(n, count) for count in range(n)], np.float64)
         exactly = passes[:n] * fails[:0:-1]
         exactly *= ways.reshape(-1, *[1] * p.ndim)
