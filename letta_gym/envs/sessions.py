@@ -125,7 +125,7 @@ class Sessions:
         world |= self.world.world_sizes()
         episode = {"part": len(self.asked), "task": c.horizon, "length": 1, "empty": 1}
         episode |= self.world.step_sizes()
-        self._fixed = None
+        self._fixed: dict[str, NDArray[np.float64]] = {}
         if c.world == "fixed":
             self._fixed = Layout(world).draw([np.random.default_rng(c.world_seed)])
             self._layout = Layout(episode)
@@ -149,11 +149,10 @@ class Sessions:
     def _begin(self, rows: Int, generators: Sequence[np.random.Generator]) -> None:
         c, p = self.config, self.pool
         draws = self._layout.draw(generators)
-        if self._fixed is not None:
-            draws |= {k: np.repeat(v, len(rows), 0) for k, v in self._fixed.items()}
+        draws |= self._fixed  # of one row, so that what follows from them has one row too
         streamed, past = self._parts(draws["part"])
         chosen, broken = self._install(rows, draws)
-        popular = np.zeros((len(rows), len(self.originals)))
+        popular = np.zeros((len(chosen), len(self.originals)))
         order = np.argsort(np.argsort(np.take_along_axis(draws["popularity"], chosen, 1), 1), 1)
         np.put_along_axis(popular, chosen, (1.0 + order) ** -c.topic_exponent, 1)
         weights, before = self._task_weights(popular, streamed, past)
@@ -203,7 +202,7 @@ class Sessions:
 
         Returns:
             Which of the original skills are installed, (R, installed), and which skills of the
-            pool are broken: one of each pair of look-alikes, (R, N).
+            pool are broken: one of each pair of look-alikes, (R, N). In a fixed world R is 1.
         """
         c = self.config
         ease = np.where(self._reach, draws["installed"], 9.0)
@@ -217,7 +216,7 @@ class Sessions:
         self.present[rows] = np.take_along_axis(present, order, 1)
         self.new[rows] = np.take_along_axis(draws["new"], self.skills[rows], 1) < c.new_share
         side = np.take_along_axis(draws["side"], chosen, 1) < 0.5
-        broken = np.zeros((len(rows), len(self.pool.ids)), bool)
+        broken = np.zeros((len(chosen), len(self.pool.ids)), bool)
         np.put_along_axis(broken, original, has_twin & side, 1)
         np.put_along_axis(broken, twin, has_twin & ~side, 1)
         return chosen, broken
