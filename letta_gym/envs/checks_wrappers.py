@@ -61,6 +61,7 @@ def _compare(
     make_plain: MakeSingle,
     read: Callable[[Any, Any, set[int]], Slots],
     allowed: Callable[[Any, set[int]], list[bool]] | None = None,
+    adapt: Callable[[int, Any], Any] = lambda step, action: action,
 ) -> None:
     """A session of actions does what the slots that ``read`` finds in them do when set as bits.
 
@@ -69,11 +70,12 @@ def _compare(
         make_plain: makes the same one without the wrapper.
         read: slots of an action, from the wrapper, the action, and the slots that may be chosen.
         allowed: what ``action_masks()`` must be, from the wrapper and those slots.
+        adapt: what is played in place of a random action, from the step and the action.
     """
     wrapped, plain, shown, expected = _side_by_side(make, make_plain)
     expect_equal(expected, shown, "first observation")
-    for i, action in enumerate(itertools.islice(random_actions(wrapped), MAX_STEPS)):
-        free = _free(expected)
+    for i, drawn in enumerate(itertools.islice(random_actions(wrapped), MAX_STEPS)):
+        action, free = adapt(i, drawn), _free(expected)
         if allowed is not None:
             expect_equal(np.array(allowed(wrapped, free)), wrapped.action_masks(), f"masks {i}")
         bits = _bits(read(wrapped, action, free), plain)
@@ -162,7 +164,10 @@ def check_the_best_scores_are_loaded(make: MakeSingle, make_plain: MakeSingle) -
         able = sorted((-float(action[slot]), slot) for slot in free if action[slot] > 0)
         return [slot for _, slot in able[: _most(env)]]
 
-    _compare(make, make_plain, read)
+    def every_other_below_zero(step: int, action: Any) -> Any:
+        return -np.abs(action) if step % 2 else action
+
+    _compare(make, make_plain, read, adapt=every_other_below_zero)
 
 
 def check_a_decision_is_paid_at_its_last_step(make: MakeSingle, make_plain: MakeSingle) -> None:
