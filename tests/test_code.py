@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import shlex
+import subprocess
 import sys
 import tempfile
 import time
@@ -20,9 +21,10 @@ import yaml
 from letta_gym import config as configuration
 from letta_gym.errors import BackendError, ConfigError
 from letta_gym.feedback.outcome import Outcome
+from letta_gym.letta import code_home
 from letta_gym.letta.app_server import AppServer
 from letta_gym.letta.code import EXECUTABLE_VARIABLE, CodeConfig, code_backend, find_executable
-from letta_gym.letta.code_home import Home, new_root, sweep
+from letta_gym.letta.code_home import Home, Root, sweep
 from letta_gym.letta.grading import ContainsGrader
 from letta_gym.letta.live import LiveConfig
 from letta_gym.letta.rollout import Rollout
@@ -42,6 +44,7 @@ def stub() -> Iterator[StubLLM]:
 @pytest.fixture(autouse=True)
 def _scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(code_home, "MEMORY", tmp_path / "none")
 
 
 def command(folder: Path, *options: str) -> Path:
@@ -327,20 +330,44 @@ def test_the_agent_sees_none_of_our_secrets(
 
 
 def test_the_sweep_removes_what_killed_processes_left_and_nothing_else(tmp_path: Path) -> None:
-    ours = new_root()
-    pid = _pid_of_nobody()
-    dead = tmp_path / f"letta-gym-code-{pid}-abcd"
-    other = tmp_path / "letta-gym-code-notes"
-    for folder in (dead, other):
-        folder.mkdir()
-        (folder / "file").touch()
-    link = tmp_path / f"letta-gym-code-{pid}-link"
-    link.symlink_to(other)
+    ours = Root()
+    program = f"import tempfile; tempfile.tempdir = {str(tmp_path)!r}\n" + (
+        "from letta_gym.letta import code_home; import os, pathlib\n"
+        f"code_home.MEMORY = pathlib.Path({str(tmp_path / 'none')!r})\n"
+        "print(code_home.Root().folder, flush=True); os.kill(os.getpid(), 9)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, check=False
+    )
+    dead, other = Path(done.stdout.strip()), tmp_path / "letta-gym-code-notes"
+    other.mkdir()
+    link = tmp_path / "letta-gym-code-link"
+    link.symlink_to(dead)
 
+    assert dead.is_dir()
     assert sweep() == [dead]
-    assert ours.is_dir()
-    assert (other / "file").exists()
+    assert not dead.exists()
+    assert ours.folder.is_dir()
+    assert other.is_dir()
     assert link.is_symlink()
+    ours.remove()
+    assert not ours.folder.exists()
+    assert sweep() == []
+
+
+def test_homes_lie_in_memory_where_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = tmp_path / "memory"
+    memory.mkdir()
+    monkeypatch.setattr(code_home, "MEMORY", memory)
+    roots = [Root()]
+    monkeypatch.setattr(code_home, "_ROOM", 1 << 60)
+    roots.append(Root())
+
+    assert [root.folder.parent for root in roots] == [memory, tmp_path]
+    for root in roots:
+        root.remove()
 
 
 def test_the_process_group_goes_with_its_server(stub: StubLLM, tmp_path: Path) -> None:
@@ -357,9 +384,3 @@ def test_the_process_group_goes_with_its_server(stub: StubLLM, tmp_path: Path) -
     with pytest.raises(ProcessLookupError):
         os.killpg(pid, 0)
     assert not (tmp_path / "home").exists()
-
-
-def _pid_of_nobody() -> int:
-    pid = os.spawnv(os.P_NOWAIT, "/bin/true", ["true"])
-    os.waitpid(pid, 0)
-    return pid

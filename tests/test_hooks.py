@@ -248,6 +248,7 @@ def served(narrowing: Narrowing, place: Place) -> Iterator[None]:
     thread.join(10)
     assert not thread.is_alive()
     assert not place.socket.exists()
+    assert narrowing._open is None  # what was open is recorded
 
 
 @pytest.mark.usefixtures("served")

@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from letta_gym.errors import BackendError, ConfigError, MissingExtraError
 from letta_gym.letta import code_cli
 from letta_gym.letta.app_server import AppServer, Fleet
-from letta_gym.letta.code_home import PROVIDER, Home, new_root, openai_compatible, sweep
+from letta_gym.letta.code_home import PROVIDER, Home, Root, openai_compatible, sweep
 from letta_gym.letta.conversation import GRACE, Conversation, Terms
 from letta_gym.letta.failures import Deadline, InfrastructureError, Kind
 from letta_gym.letta.grading import Grader
@@ -101,7 +101,7 @@ class CodeAgent:
 
     def __init__(self, config: CodeConfig) -> None:
         self.config = config
-        self._root: Path | None = None
+        self._root: Root | None = None
         self._providers = b""
         self._fleet: Fleet | None = None
         self._background: set[asyncio.Task[None]] = set()
@@ -119,7 +119,7 @@ class CodeAgent:
         swept = await asyncio.to_thread(sweep)
         if swept:
             log.info("removed what %d killed processes left of Letta Code", len(swept))
-        self._root = new_root()
+        self._root = Root()
         if self.config.transport != "cli":
             await self._start_fleet()
 
@@ -156,7 +156,7 @@ class CodeAgent:
             await self._fleet.close()
             self._fleet = None
         if self._root is not None:
-            await asyncio.to_thread(shutil.rmtree, self._root, ignore_errors=True)
+            await asyncio.to_thread(self._root.remove)
             self._root = None
 
     async def _start_fleet(self) -> None:
@@ -250,7 +250,9 @@ class CodeAgent:
 
     def _new_home(self, kind: str) -> Home:
         assert self._root is not None
-        return Home.make(self._root / _unique(kind), self._providers, self.config.environment)
+        return Home.make(
+            self._root.folder / _unique(kind), self._providers, self.config.environment
+        )
 
     def _later(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

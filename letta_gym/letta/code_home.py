@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,11 @@ from pathlib import Path
 PROVIDER = "openai-compatible"
 """Name under which Letta Code knows an OpenAI-compatible address."""
 
-_ROOT = re.compile(r"letta-gym-code-(\d+)-\w+")
+MEMORY = Path("/dev/shm")
+"""A file system in memory, where the system has one."""
+
+_ROOM = 512 << 20  # bytes; a container may have as little as 64 MB there
+_PREFIX, _LOCK = "letta-gym-code-", "lock"
 _HANDED_ON = (
     *("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS"),
     *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"),
@@ -88,27 +92,50 @@ def openai_compatible(base_url: str, key: str) -> bytes:
     return json.dumps({"version": 1, "providers": {PROVIDER: provider}}).encode()
 
 
-def new_root() -> Path:
-    """A folder for the homes of this process, which only its user can read."""
-    return Path(tempfile.mkdtemp(prefix=f"letta-gym-code-{os.getpid()}-"))
+class Root:
+    """A folder for the homes of this process, which only its user can read.
+
+    It lies in memory where there is room: Letta Code forces every step of a conversation to the
+    disk, which takes longer than all it computes, and these conversations are thrown away. A lock
+    tells for how long it is in use.
+
+    Attributes:
+        folder: where it is.
+    """
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_scratch()))
+        self._lock = (self.folder / _LOCK).open("w")
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+
+    def remove(self) -> None:
+        """Remove the folder with all that lies in it."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self._lock.close()
 
 
 def sweep() -> list[Path]:
     """Remove the roots of processes that were killed; returns what is gone."""
     gone = []
-    for path in Path(tempfile.gettempdir()).glob("letta-gym-code-*"):
-        found = _ROOT.fullmatch(path.name)
-        if found and path.is_dir() and not path.is_symlink() and not _lives(int(found[1])):
-            shutil.rmtree(path, ignore_errors=True)
-            if not path.exists():
+    for folder in {MEMORY, Path(tempfile.gettempdir())}:
+        for path in folder.glob(f"{_PREFIX}*"):
+            if not path.is_symlink() and _is_abandoned(path):
+                shutil.rmtree(path, ignore_errors=True)
                 gone.append(path)
     return gone
 
 
-def _lives(pid: int) -> bool:
-    with contextlib.suppress(PermissionError):  # it lives, and belongs to another user
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return False
+def _is_abandoned(root: Path) -> bool:
+    try:
+        with (root / _LOCK).open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # in use, being made or removed, or somebody else's
+        return False
     return True
+
+
+def _scratch() -> Path:
+    with contextlib.suppress(OSError):
+        if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free >= _ROOM:
+            return MEMORY
+    return Path(tempfile.gettempdir())

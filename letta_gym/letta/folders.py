@@ -213,8 +213,12 @@ def withdraw(folder: Path | str, names: Sequence[str] | None = None) -> tuple[st
     folder = Path(folder)
     wanted = [path.name for path in folder.glob("*")] if names is None else names
     gone = [name for name in sorted(wanted) if _is_ours(folder / name)]
-    for name in gone:
-        shutil.rmtree(folder / name)
+    if gone:
+        holder = _holder(folder)
+        holder.mkdir()
+        for name in gone:  # out of sight at once, for somebody may be about to look
+            (folder / name).rename(holder / name)
+        shutil.rmtree(holder, ignore_errors=True)
     return tuple(gone)
 
 
@@ -285,10 +289,15 @@ def _without_mark(skill: Skill) -> Skill:
     return replace(skill, metadata=rest | ({"metadata": own} if own else {}))
 
 
+def _holder(folder: Path) -> Path:
+    """A new name beside ``folder`` for what is on its way in or out."""
+    return folder.parent / f".letta-gym-{secrets.token_hex(6)}"
+
+
 def _stage(folder: Path, name: str, skill: Skill) -> Path:
     """The skill with its mark in a folder beside ``folder``, whence it takes its place at once."""
     folder.mkdir(parents=True, exist_ok=True)
-    holder = folder.parent / f".letta-gym-{secrets.token_hex(6)}"
+    holder = _holder(folder)
     staged = holder / name
     try:
         copy_files(skill, staged)

@@ -16,7 +16,7 @@ import socket
 import sys
 from typing import Any
 
-LIMIT = 0.2
+LIMIT = 0.15
 """Seconds after which it gives up."""
 
 

@@ -106,11 +106,11 @@ class Narrowing:
                     self._note(_skill_of(event))
             case "Stop", _ if self._open is not None:
                 self._open.stop_reason = str(event.get("stop_reason"))
-                self._close()
+                self.close()
         return Verdict()
 
     def _narrow(self, prompt: str) -> None:
-        self._close()
+        self.close()
         selection = self.selector.select(prompt, self.k, self.token_budget)
         chosen = names_of(selection.skills)
         withdraw(self.folder, [name for name in self._ids if name not in chosen])
@@ -141,7 +141,8 @@ class Narrowing:
         if self._open is not None and id in self._open.skills and id not in self._open.loaded:
             self._open.loaded.append(id)
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Record the prompt whose turn is still open."""
         if self._open is not None:
             self.decisions.parent.mkdir(parents=True, exist_ok=True)
             with self.decisions.open("a", encoding="utf-8") as file:
@@ -178,6 +179,7 @@ def serve(narrowing: Narrowing, address: Path, idle: float) -> bool:
                 log.info("nobody came for %g s", idle)
             finally:
                 address.unlink(missing_ok=True)
+                narrowing.close()
     return True
 
 

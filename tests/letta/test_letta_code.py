@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from letta_gym.letta import narrowed, run_folder
+from letta_gym.letta import code_home, narrowed, run_folder
 from letta_gym.letta.code import CodeConfig, code_backend
 from letta_gym.letta.code_home import Home, openai_compatible, sweep
 from letta_gym.letta.grading import ExactGrader
@@ -37,6 +37,7 @@ def stub() -> Iterator[StubLLM]:
 @pytest.fixture(autouse=True)
 def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(code_home, "MEMORY", tmp_path / "none")
     return tmp_path
 
 
@@ -228,7 +229,8 @@ def test_servers_are_replaced_in_mid_batch(stub: StubLLM, scratch: Path) -> None
 
 def test_letta_code_ends_with_a_process_that_is_killed(stub: StubLLM, scratch: Path) -> None:
     program = (
-        "import sys, tempfile, time; tempfile.tempdir = sys.argv[1]\n"
+        "import pathlib, sys, tempfile, time; tempfile.tempdir = sys.argv[1]\n"
+        "from letta_gym.letta import code_home; code_home.MEMORY = pathlib.Path('/none')\n"
         "from letta_gym.letta.code import CodeConfig, code_backend\n"
         "config = CodeConfig(model=sys.argv[2], base_url=sys.argv[3], executable=sys.argv[4])\n"
         "backend = code_backend(config)\n"

@@ -1,0 +1,169 @@
+"""Letta Code: a warm App Server against a cold command, and how long a hook takes.
+
+Warm and cold take turns in one run, so that a busy machine slows both; the model is the tests'
+stub, which answers at once. ``python -m benchmarks.letta_code`` prints the figures and keeps them.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+import json
+import resource
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Literal
+from unittest import mock
+
+from benchmarks.figures import Figure, at_least, below, equal, report
+from benchmarks.runtime import untrained
+from letta_gym.letta import hook_server, hook_settings
+from letta_gym.letta.code import CodeConfig, code_backend
+from letta_gym.letta.grading import ExactGrader
+from letta_gym.letta.rollout import Rollout
+from letta_gym.library.skills import Skill
+from letta_gym.library.suite import bundled_suite
+from letta_gym.selection.runtime import SkillSelector
+from tests.stub_llm import MODEL, StubLLM
+
+ROOT = Path(__file__).parent.parent
+LETTA = ROOT / ".letta-code" / "bin" / "letta"
+ROUNDS, WARM, COLD, CONCURRENCY = 3, 96, 8, 8
+PROMPTS = 40
+
+
+def rollouts(count: int) -> list[Rollout]:
+    """Tasks of ``count`` families, each with the skill that holds its answer and another."""
+    made = []
+    for i in range(count):
+        right, other = (
+            Skill(name, name, f"how to do {name}", f"PROCEDURE {name}: answer CODE-{name}")
+            for name in (f"family{i}", f"other{i}")
+        )
+        grader = ExactGrader(expected=f"ANSWER CODE-family{i}")
+        made.append(Rollout(f"TASK family{i}: go", (other, right), grader))
+    return made
+
+
+def warm_and_cold() -> dict[str, Figure]:
+    """Rollouts per second through a warm App Server and through the command, and their quotient.
+
+    The quotient of processor seconds includes the start of the App Server.
+    """
+    quick, slow = [], []
+    with StubLLM() as stub:
+        for _ in range(ROUNDS):
+            quick.append(_round(stub, "app-server", WARM))
+            slow.append(_round(stub, "cli", COLD))
+    quotients = [warm[0] / cold[0] for warm, cold in zip(quick, slow, strict=True)]
+    processor = [cold[1] / warm[1] for warm, cold in zip(quick, slow, strict=True)]
+    return {
+        "warm_rollouts_per_s": Figure(max(rate for rate, _, _ in quick)),
+        "cold_rollouts_per_s": Figure(max(rate for rate, _, _ in slow)),
+        "warm_over_cold": at_least(statistics.median(quotients), 8),
+        "warm_over_cold_processor": at_least(statistics.median(processor), 8),
+        "all_graded_right": equal(all(right for _, _, right in (*quick, *slow)), True),
+    }
+
+
+def _round(
+    stub: StubLLM, transport: Literal["app-server", "cli"], count: int
+) -> tuple[float, float, bool]:
+    """Rollouts per second, processor seconds for each, and whether all were graded right."""
+    config = CodeConfig(
+        model=MODEL,
+        base_url=stub.url,
+        executable=LETTA,
+        transport=transport,
+        concurrency=CONCURRENCY,
+    )
+    before = _processor()
+    with code_backend(config) as backend:
+        if transport == "app-server":
+            backend.run(rollouts(CONCURRENCY))  # the first ones compile
+        started = time.perf_counter()
+        outcomes = backend.run(rollouts(count))
+        took = time.perf_counter() - started
+    right = all(outcome.success == 1.0 for outcome in outcomes)
+    return count / took, (_processor() - before) / count, right
+
+
+def _processor() -> float:
+    """Processor seconds of the child processes that ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def hook_times() -> dict[str, Figure]:
+    """Milliseconds of a hook as Letta Code runs it: through the shell, the process included."""
+    vectors = bundled_suite().vectors
+    assert vectors is not None
+    selector = SkillSelector.load(untrained(vectors, 12), ROOT / "skills")
+    selector.select("Load the embedder.")
+    texts = [task.text for task in bundled_suite().tasks[:PROMPTS]]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        mock.patch.dict(os.environ, {"XDG_STATE_HOME": folder}),
+    ):
+        project = Path(folder) / "project"
+        project.mkdir()
+        place = hook_settings.Place.of(project)
+        hook_settings.install(place, ["/bin/true"], list(selector.shelf.library))
+        settings = json.loads(place.settings.read_text(encoding="utf-8"))
+        command = settings["hooks"]["UserPromptSubmit"][0]["hooks"][0]["command"]
+        dead = [_hook(command, text) for text in texts]
+        narrowing = hook_server.Narrowing(selector, place.skills, place.decisions)
+        server = threading.Thread(
+            target=hook_server.serve, args=(narrowing, place.socket, 60.0), daemon=True
+        )
+        server.start()
+        warm = [_hook(command, text) for text in texts]
+        hook_settings.stop_server(place)
+        server.join()
+        chosen = len(place.decisions.read_text(encoding="utf-8").splitlines())
+    bare = [_timed(lambda: subprocess.run(["sh", "-c", "exec true"], check=True)) for _ in texts]
+    python = f"exec {shlex.quote(sys.executable)} -I -S -c pass"
+    empty = [_timed(lambda: subprocess.run(["sh", "-c", python], check=True)) for _ in texts]
+    return {
+        "hook_warm_median_ms": Figure(statistics.median(warm)),
+        "hook_warm_p95_ms": below(_p95(warm), 300),
+        "hook_without_server_p95_ms": below(_p95(dead), 300),
+        "empty_python_median_ms": Figure(statistics.median(empty)),
+        "empty_shell_median_ms": Figure(statistics.median(bare)),
+        "prompts_narrowed": equal(chosen, PROMPTS),
+    }
+
+
+def _hook(command: str, prompt: str) -> float:
+    event = {"event_type": "UserPromptSubmit", "prompt": prompt, "is_command": False}
+    text = json.dumps(event)
+    return _timed(lambda: subprocess.run(["sh", "-c", command], input=text, text=True, check=True))
+
+
+def _timed(run: Callable[[], object]) -> float:
+    """Milliseconds that ``run`` takes."""
+    started = time.perf_counter()
+    run()
+    return 1e3 * (time.perf_counter() - started)
+
+
+def _p95(times: list[float]) -> float:
+    return statistics.quantiles(times, n=20)[-1]
+
+
+def measure() -> Mapping[str, Figure]:
+    """Every figure of Letta Code."""
+    return {**warm_and_cold(), **hook_times()}
+
+
+if __name__ == "__main__":
+    report("letta_code", measure(), ("websockets",))
