@@ -1,4 +1,4 @@
-"""The feedback loop: recording, and estimates from logs.
+"""The feedback loop: recording, estimates from logs, promotion.
 
 ``.ci/with-postgres python -m benchmarks.feedback --suites DIR`` measures everything: without the
 server the store is measured on SQLite only, without the suites the estimates are left out.
@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.figures import report
-from benchmarks.loop import estimates, recording
+from benchmarks.loop import estimates, promotions, recording
 
 
 def main() -> int:
@@ -25,8 +25,8 @@ def main() -> int:
         "--suites", type=Path, metavar="DIR", help="folder that holds the suite llmrouter"
     )
     options = parser.parse_args()
-    figures = estimates.figures(options.suites) | recording.figures()
-    report("feedback", figures, ("sqlalchemy",))
+    figures = estimates.figures(options.suites) | promotions.figures(options.suites)
+    report("feedback", figures | recording.figures(), ("sqlalchemy",))
     return 0
 
 

@@ -86,10 +86,9 @@ def _inputs(kind: Int, arm: Int, kinds: int, arms: int) -> Double:
 
 def figures(suites: Path | None) -> dict[str, Figure]:
     """All of this part; none without the suite."""
-    if suites is None or not (suites / "llmrouter").is_dir():
-        print("No llmrouter: pass the folder that holds the suite, --suites DIR.")
+    world = world_of(suites)
+    if world is None:
         return {}
-    world = _world(Suite.load(suites / "llmrouter"))
     rng = np.random.default_rng(0)
     found = [evaluate(world.log(rng), rng) for _ in range(LOGS)]
     figures = {
@@ -136,7 +135,12 @@ def _violations(world: World, rng: np.random.Generator) -> dict[str, Figure]:
     }
 
 
-def _world(suite: Suite) -> World:
+def world_of(suites: Path | None) -> World | None:
+    """The world of the suite ``llmrouter`` in a folder of suites; None, and a word, without it."""
+    if suites is None or not (suites / "llmrouter").is_dir():
+        print("No llmrouter: pass the folder that holds the suite, --suites DIR.")
+        return None
+    suite = Suite.load(suites / "llmrouter")
     arms = suite.library.ids
     tasks = [task for task in suite.tasks if task.split == "train"]
     reward = np.array([[(task.outcomes or {})[arm] for arm in arms] for task in tasks])
@@ -149,12 +153,13 @@ def _world(suite: Suite) -> World:
     return World(
         reward[rest],
         kind[rest],
-        _softmax(LOGGING_SHARPNESS * overall)[rest],
-        _softmax(TARGET_SHARPNESS * averages[kind])[rest],
+        softmax(LOGGING_SHARPNESS * overall)[rest],
+        softmax(TARGET_SHARPNESS * averages[kind])[rest],
     )
 
 
-def _softmax(scores: Double) -> Double:
+def softmax(scores: Double) -> Double:
+    """Probabilities, rows that sum to 1."""
     weights = np.exp(scores - scores.max(axis=1, keepdims=True))
     shares: Double = weights / weights.sum(axis=1, keepdims=True)
     return shares
