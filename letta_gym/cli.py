@@ -130,6 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("folder", metavar="DIR", help="suite folder: tasks.jsonl and its skills")
     letta_commands.add(commands)
     store_commands.add(commands)
+    store_commands.add_transfer(commands)
     return parser
 
 

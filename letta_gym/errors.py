@@ -54,5 +54,9 @@ class StoreError(LettaGymError, RuntimeError):
     """The store cannot be reached, is of a later version, or does not hold what is asked for."""
 
 
+class BundleError(LettaGymError, ValueError):
+    """A bundle of skills and evidence is damaged, or cannot be taken in as it is."""
+
+
 class BackendError(LettaGymError, RuntimeError):
     """A backend could not carry a task out; this is never evidence about a skill."""

@@ -32,6 +32,7 @@ from letta_gym.envs.glue import EnvConfig
 from letta_gym.envs.rehearsal import RehearsalOptions
 from letta_gym.feedback.promotion import GateConfig
 from letta_gym.feedback.quality import QualityConfig
+from letta_gym.feedback.transfer import TransferConfig
 from letta_gym.selection import policy_file, runtime
 from letta_gym.selection.exploration import ExplorationConfig
 from letta_gym.store.log import LogConfig
@@ -155,8 +156,9 @@ def test_every_option_of_rehearsal_is_documented_with_its_default() -> None:
         ("docs/feedback.md", "Exploration", ExplorationConfig()),
         ("docs/feedback.md", "Quality", QualityConfig()),
         ("docs/feedback.md", "Promotion", GateConfig()),
+        ("docs/feedback.md", "Transfer", TransferConfig()),
     ],
-    ids=["log", "exploration", "quality", "gate"],
+    ids=["log", "exploration", "quality", "gate", "transfer"],
 )
 def test_every_key_of_the_feedback_loop_is_documented_with_its_default(
     page: str, section: str, of: BaseModel

@@ -416,6 +416,7 @@ def test_a_transfer_is_seen_from_both_ends_only(store: Store) -> None:
                 target_id=bob.id,
                 bundle_sha256="f" * 64,
                 content={},
+                bundle=b"",
                 discount=0.5,
                 imported_at=0.0,
             )
@@ -611,8 +612,8 @@ def test_settled_decisions_become_trials(store: Store, log: StoreLog, clock: Clo
 
     found = list(store.trials())
     assert found == [
-        Trial(clock.now, "ada", "text", (b, a), (a,), 0.75, 0.5, 60.0),
-        Trial(clock.now, "ada", "text", (a, b), (a,), 1.0, None, 100.0, 0.5, b),
+        Trial(clock.now, "ada", "text", (b, a), (a,), 0.75, 0.5, 60.0, 0.0, None, "p" * 64, 300.0),
+        Trial(clock.now, "ada", "text", (a, b), (a,), 1.0, None, 100.0, 0.5, b, "p" * 64, 300.0),
     ]
     tracker = QualityTracker()
     tracker.add(found)

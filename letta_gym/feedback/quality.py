@@ -69,6 +69,8 @@ class Trial:
         tokens: what the loaded skills cost.
         hold_rate: probability with which one of ``chosen`` was to be held out.
         held_out: the one that was.
+        policy: digest of the policy that chose.
+        allowed_tokens: what the best candidates cost, as many as were allowed; None if unknown.
     """
 
     at: float
@@ -81,6 +83,8 @@ class Trial:
     tokens: float = 0.0
     hold_rate: float = 0.0
     held_out: str | None = None
+    policy: str = ""
+    allowed_tokens: float | None = None
 
     def __post_init__(self) -> None:
         offered = set(self.chosen) - {self.held_out}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # every command imports what it needs
+    from letta_gym.feedback.analytics import Point, PolicyRecord, Summary
+    from letta_gym.feedback.beta import Rate
     from letta_gym.feedback.promotion import Ruling
     from letta_gym.store.promotion import Promotion
     from letta_gym.store.store import Store
@@ -32,6 +34,56 @@ def purge(options: argparse.Namespace) -> int:
     with _store(options) as store:
         count = store.purge(options.older_than, actor=_ACTOR)
     print(f"removed {count:,} decisions older than {options.older_than:g} days")
+    return OK
+
+
+def report(options: argparse.Namespace) -> int:
+    """``letta-gym data report``: trends, policies and skills of a store."""
+    import time
+
+    from letta_gym.feedback.analytics import Period, compare_policies, summarise, trend
+
+    with _store(options) as store:
+        trials = [t for t in store.trials() if options.agent in (None, t.agent)]
+        names = {version.key: version.skill for version in store.history().versions().values()}
+    summary = summarise(trials, [*names], time.time(), price=options.price)
+    points = trend(trials, Period[options.period.upper()])
+    policies = compare_policies(trials)
+    if options.json:
+        said = {
+            "summary": asdict(summary),
+            "trend": [asdict(point) for point in points],
+            "policies": [asdict(policy) for policy in policies],
+            "skills": names,
+        }
+        print(json.dumps(said, indent=2))
+    else:
+        print(_report_text(summary, points, policies, names))
+    return OK
+
+
+def pack(options: argparse.Namespace) -> int:
+    """``letta-gym transfer pack``: write the skills and outcomes of an agent to a bundle."""
+    from letta_gym.store.transfers import Transfers
+
+    with _store(options) as store:
+        bundle = Transfers(store).pack(options.source, options.to)
+    bundle.save(options.out)
+    counts = f"{len(bundle.skills)} skills, {len(bundle.success):,} outcomes"
+    print(f"{options.out}: {counts}, SHA-256 {bundle.digest}")
+    return OK
+
+
+def take(options: argparse.Namespace) -> int:
+    """``letta-gym transfer take``: give the skills and evidence of a bundle to an agent."""
+    from letta_gym.store.transfers import Conflict, Transfers
+
+    with _store(options) as store:
+        row = Transfers(store).take_in(
+            options.bundle, options.to, conflicts=Conflict(options.conflicts), actor=_ACTOR
+        )
+    for skill, fate in row.content["skills"].items():
+        print(f"{skill:32s} {fate}")
     return OK
 
 
@@ -98,9 +150,34 @@ def add(commands: Any) -> None:
     one.add_argument("--out", required=True, metavar="FILE", help="where to write")
     one.add_argument("--agent", metavar="NAME", help="only this agent's (all)")
 
+    one = _command(of_data, "report", report, "show trends, policies and skills")
+    one.add_argument("--agent", metavar="NAME", help="only this agent's (all)")
+    one.add_argument("--period", choices=("hour", "day"), default="day", help="of a trend (day)")
+    one.add_argument("--price", type=float, default=0.0, metavar="P", help="of a token (0)")
+    one.add_argument("--json", action="store_true", help="print JSON")
+
     one = _command(of_data, "purge", purge, "remove decisions of long ago, with their outcomes")
     one.add_argument(
         "--older-than", type=float, required=True, metavar="DAYS", help="age of what goes"
+    )
+
+
+def add_transfer(commands: Any) -> None:
+    """Register ``transfer`` below ``commands``."""
+    transfer = commands.add_parser("transfer", help="carry skills and evidence to other agents")
+    of_transfer = transfer.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    one = _command(of_transfer, "pack", pack, "write skills and outcomes of an agent to a bundle")
+    one.add_argument("--source", required=True, metavar="NAME", help="whose")
+    one.add_argument("--to", metavar="NAME", help="for whom (for agents of another store)")
+    one.add_argument("--out", required=True, metavar="FILE", help="where to write")
+    one = _command(of_transfer, "take", take, "give what a bundle holds to an agent")
+    one.add_argument("bundle", metavar="FILE", help="bundle")
+    one.add_argument("--to", required=True, metavar="NAME", help="to whom")
+    one.add_argument(
+        "--conflicts",
+        choices=("refuse", "keep", "take"),
+        default="refuse",
+        help="where it has another content of a skill (refuse)",
     )
 
 
@@ -167,6 +244,39 @@ def _digest(promotion: Promotion, policy: str) -> str:
     if Path(policy).is_file():
         return promotion.add(policy).digest
     return promotion.store.policies.get(policy).digest
+
+
+def _report_text(
+    summary: Summary,
+    points: Sequence[Point],
+    policies: Sequence[PolicyRecord],
+    names: Mapping[str, str],
+) -> str:
+    from datetime import UTC, datetime
+
+    def rate(one: Rate) -> str:
+        return f"{one.value:5.1%} ({one.low:5.1%} to {one.high:5.1%})"
+
+    whole = summary.whole
+    if whole is None:
+        return "no settled decision yet"
+    lines = [
+        f"{whole.decisions:,} settled decisions, success {rate(whole.success)}",
+        f"a skill was loaded in {summary.coverage:.0%} of them, {whole.tokens:,.0f} tokens each; "
+        f"{whole.tokens_saved:,.0f} saved in all",
+        f"cost {summary.cost:.2f}, saved {summary.saved:.2f}; {summary.used:.0%} of skills used",
+        "",
+        "period (UTC)      decisions  success",
+    ]
+    for point in points:
+        start = datetime.fromtimestamp(point.start, UTC)
+        lines.append(f"{start:%Y-%m-%d %H:%M}  {point.decisions:9,}  {rate(point.success)}")
+    lines += ["", "policy        decisions  success"]
+    lines += [f"{p.policy[:12]}  {p.decisions:9,}  {rate(p.success)}" for p in policies]
+    for title, skills in (("best skills", summary.top), ("worst skills", summary.bottom)):
+        lines += ["", title]
+        lines += [f"{names[s.key]:32s} {rate(s.success)}  {s.verdict}" for s in skills]
+    return "\n".join(lines)
 
 
 def _ruling_text(ruling: Ruling) -> str:

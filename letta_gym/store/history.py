@@ -42,11 +42,12 @@ class LoggedPick:
 
 
 class Version(NamedTuple):
-    """What a version of a skill is called: the skill's id, content hash, and category."""
+    """What a version of a skill is called: the skill's id, content hash, category; and its cost."""
 
     skill: str
     key: str
     category: str | None
+    tokens: int
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -116,10 +117,15 @@ class History:
 
     def versions(self) -> dict[int, Version]:
         """What every version of a skill is called, by its id."""
-        columns = _VERSIONS.c.id, _SKILLS.c.skill, _VERSIONS.c.content_hash, _VERSIONS.c.category
+        query = select(
+            _VERSIONS.c.id,
+            _SKILLS.c.skill,
+            _VERSIONS.c.content_hash,
+            _VERSIONS.c.category,
+            _VERSIONS.c.tokens,
+        ).join_from(_VERSIONS, _SKILLS)
         with self._database.read(None) as session:
-            rows = session.execute(select(*columns).join_from(_VERSIONS, _SKILLS))
-            return {id: Version(*names) for id, *names in rows}
+            return {id: Version(*rest) for id, *rest in session.execute(query)}
 
     def fill(self, memory: OutcomeMemory, agent: Viewer) -> int:
         """Add the newest outcomes of ``agent`` to ``memory``, oldest first, as they were learned.

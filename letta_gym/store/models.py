@@ -331,7 +331,11 @@ class MetricRow(Base):
 
 
 class TransferRow(Scoped, Base):
-    """Skills and evidence that went from one agent to another, as one bundle, at most once."""
+    """Skills and evidence that went from one agent to another, as one bundle, at most once.
+
+    ``source_id`` is None where the bundle is of an agent of another store. ``content`` holds what
+    became of each skill.
+    """
 
     __tablename__ = "transfers"
     __table_args__ = (
@@ -344,6 +348,7 @@ class TransferRow(Scoped, Base):
     target_id: Mapped[int] = mapped_column(ForeignKey("agents.id"))
     bundle_sha256: Mapped[str]
     content: Mapped[dict[str, Any]]
+    bundle: Mapped[bytes]
     discount: Mapped[float]
     imported_at: Mapped[float]
 

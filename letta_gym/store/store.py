@@ -20,6 +20,7 @@ from letta_gym.store.history import History
 from letta_gym.store.log import LogConfig, StoreLog
 from letta_gym.store.models import MODES, DecisionRow, Viewer
 from letta_gym.store.policies import Policies, Runs, audit
+from letta_gym.store.transfers import learn_all
 from letta_gym.store.trials import trials
 
 _BATCH = 1_000  # decisions removed in one transaction, so that writers wait only briefly
@@ -39,6 +40,7 @@ class Store:
         agents: whose decisions are kept.
         policies: the policies and their status.
         runs: training runs and their metrics.
+        clock: gives the time in Unix seconds.
 
     Raises:
         StoreError: the database cannot be used or is of a later version.
@@ -46,7 +48,7 @@ class Store:
     """
 
     def __init__(self, url: str | Path, clock: Clock = time.time, *, create: bool = True) -> None:
-        self.database, self._clock = Database(str(url), create=create), clock
+        self.database, self.clock = Database(str(url), create=create), clock
         try:
             self.database.migrate()
         except BaseException:
@@ -58,7 +60,7 @@ class Store:
 
     def catalogue(self, agent: Viewer) -> Catalogue:
         """The skills of an agent."""
-        return Catalogue(self.database, agent, self._clock)
+        return Catalogue(self.database, agent, self.clock)
 
     def log(
         self, agent: Viewer, config: LogConfig | None = None, *, mode: str = "active"
@@ -77,7 +79,7 @@ class Store:
         if mode not in MODES:
             raise ConfigError(f"a mode is one of {', '.join(MODES)}; got {mode!r}")
         catalogue, kept = self.catalogue(agent), config or LogConfig()
-        return StoreLog(self.database, agent, catalogue, kept, self._clock, mode)
+        return StoreLog(self.database, agent, catalogue, kept, self.clock, mode)
 
     def history(self, viewer: Viewer | None = None) -> History:
         """The decisions that an agent may see; for None, the operator, all of them."""
@@ -86,6 +88,8 @@ class Store:
     def restore(self, memory: OutcomeMemory, agent: Viewer) -> int:
         """Fill an empty memory with the newest outcomes of ``agent``; returns how many.
 
+        What came to it by transfers is learned first, as the oldest.
+
         Raises:
             ConfigError: the memory is not empty: what it holds would count twice.
         """
@@ -93,7 +97,8 @@ class Store:
             raise ConfigError(
                 f"the memory holds {len(memory)} outcomes already; restore into an empty one"
             )
-        return self.history(agent).fill(memory, agent)
+        received = learn_all(self.database, memory, agent)
+        return received + self.history(agent).fill(memory, agent)
 
     def export(
         self,
@@ -130,11 +135,11 @@ class Store:
         """
         if not older_than_days >= 0:
             raise ConfigError(f"older_than_days must be at least 0; got {older_than_days}")
-        before = self._clock() - older_than_days * 86_400
+        before = self.clock() - older_than_days * 86_400
         removed = sum(self._remove(before))
         with self.database.write() as session:
             detail = {"before": before, "decisions": removed}
-            audit(session, self._clock(), actor, "purge", "decisions", detail)
+            audit(session, self.clock(), actor, "purge", "decisions", detail)
         return removed
 
     def close(self) -> None:

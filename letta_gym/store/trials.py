@@ -37,4 +37,8 @@ def trials(logged: Iterable[Logged], versions: Mapping[int, Version]) -> Iterato
             tokens=one.tokens or 0.0,
             hold_rate=decision.hold_rate,
             held_out=held_out,
+            policy=decision.policy_digest,
+            allowed_tokens=float(
+                sum(versions[id].tokens for id in decision.candidates[: decision.k])
+            ),
         )

@@ -151,6 +151,7 @@ def upgrade() -> None:
         sa.Column("target_id", sa.Integer(), nullable=False),
         sa.Column("bundle_sha256", sa.Text(), nullable=False),
         sa.Column("content", sa.JSON(), nullable=False),
+        sa.Column("bundle", sa.LargeBinary(), nullable=False),
         sa.Column("discount", sa.Double(), nullable=False),
         sa.Column("imported_at", sa.Double(), nullable=False),
         sa.CheckConstraint(

@@ -1,0 +1,118 @@
+"""Analytics say what happened, when, by whose choice, and at what cost."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from letta_gym import cli
+from letta_gym.feedback.analytics import Period, compare_policies, summarise, trend
+from letta_gym.feedback.outcome import Outcome
+from letta_gym.feedback.quality import Trial
+from letta_gym.store.store import Store
+from tests.stores import Clock, decision, new_database, skill
+
+HOUR, DAY = 3_600.0, 86_400.0
+START = 20_000 * DAY
+
+
+def trial(hours: float, success: float, *loaded: str, tokens: float = 100.0) -> Trial:
+    return Trial(
+        START + hours * HOUR,
+        "ada",
+        "text",
+        loaded,
+        loaded,
+        success,
+        success - 0.1,
+        tokens if loaded else 0.0,
+        policy="one",
+        allowed_tokens=300.0,
+    )
+
+
+def test_a_trend_has_a_point_for_each_period_in_order() -> None:
+    trials = [trial(30, 1.0, "a"), trial(0.5, 0.0, "a"), trial(1.5, 1.0), trial(0.9, 1.0, "b")]
+    hours, days = trend(trials, Period.HOUR), trend(trials, Period.DAY)
+
+    assert [(p.start - START) / HOUR for p in hours] == [0, 1, 30]
+    assert [p.decisions for p in hours] == [2, 1, 1]
+    assert [(p.start - START) / DAY for p in days] == [0, 1]
+    first = days[0]
+    assert first.reward == pytest.approx((0.0 + 1.0 + 1.0) / 3 - 0.1)
+    assert first.tokens == pytest.approx(200 / 3)
+    assert first.tokens_saved == 700
+    assert first.success.low < 2 / 3 < first.success.high
+
+
+def test_policies_are_held_to_the_most_used_or_the_named_one() -> None:
+    old = [trial(i, float(i % 2), "a") for i in range(60)]
+    new = [replace(trial(i, 1.0, "a"), policy="two") for i in range(30)]
+    most_used, other = compare_policies(old + new)
+
+    assert (most_used.policy, most_used.decisions, most_used.lead) == ("one", 60, None)
+    assert (other.policy, other.decisions) == ("two", 30)
+    assert other.lead is not None
+    assert other.lead.low > 0.2
+    named = compare_policies(old + new, "two")
+    assert [one.policy for one in named] == ["two", "one"]
+    assert named[1].lead is not None
+    assert named[1].lead.high < -0.2
+
+
+def test_a_summary_names_the_best_the_worst_and_the_unused() -> None:
+    trials = [
+        *[trial(i, 1.0, "good") for i in range(6)],
+        *[trial(i, 0.0, "bad") for i in range(6)],
+        *[trial(i, 1.0, "rare") for i in range(2)],
+        *[trial(i, 1.0) for i in range(2)],
+    ]
+    found = summarise(trials, ["good", "bad", "rare", "never"], START + DAY, price=0.01, most=1)
+
+    assert [one.key for one in found.top] == ["good"]
+    assert [one.key for one in found.bottom] == ["bad"]
+    assert found.unused == ("never",)
+    assert found.used == 0.75
+    assert found.coverage == pytest.approx(14 / 16)
+    assert found.cost == pytest.approx(14.0)
+    assert found.saved == pytest.approx(0.01 * (16 * 300 - 1_400))
+
+
+def test_nothing_settled_is_no_error() -> None:
+    found = summarise([], ["a"], START)
+    assert (found.whole, found.coverage, found.unused) == (None, 0.0, ("a",))
+    assert trend([], Period.DAY) == []
+    assert compare_policies([]) == []
+
+
+def test_the_command_line_reports_and_transfers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with new_database(tmp_path) as url, Store(url, Clock()) as store:
+
+        def run(*arguments: str) -> str:
+            assert cli.main([*arguments, "--store", url]) == 0
+            return capsys.readouterr().out
+
+        log = store.log(store.agents.ensure("ada", scope="shared"))
+        assert "no settled decision" in run("data", "report")
+        for number in range(6):
+            log.decided(decision(number))
+            log.recorded(f"decision-{number}", Outcome(1.0))
+        text = run("data", "report", "--period", "hour", "--price", "0.001")
+        said = json.loads(run("data", "report", "--json", "--agent", "ada"))
+
+        assert "6 settled decisions" in text
+        assert "2023-11-14 22:00" in text
+        assert said["trend"][0]["decisions"] == 6
+        assert said["skills"][skill("a").content_hash] == "a"
+
+        store.agents.ensure("bob")
+        for one in ("a", "b", "c"):
+            log.catalogue.share(one, "shared")
+        file = str(tmp_path / "a.bundle")
+        assert "2 skills, 12 outcomes" in run("transfer", "pack", "--source", "ada", "--out", file)
+        assert "new" in run("transfer", "take", file, "--to", "bob", "--conflicts", "keep")
