@@ -11,6 +11,7 @@ from threadpoolctl import threadpool_limits
 
 from agents.config import RunConfig
 from agents.evaluation import Comparison, compare
+from agents.live_config import LiveRunConfig
 from agents.replay_config import ReplayRunConfig, read_run
 from agents.suite_comparison import SuiteComparison, compare_on_suite
 from letta_gym.errors import ConfigError, LettaGymError
@@ -33,6 +34,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         config = read_run(options.config, options.assignments)
+        if isinstance(config, LiveRunConfig):
+            raise ConfigError(
+                f"{options.config} is for a real Letta, where train.py evaluates at the end of its "
+                "run; this command evaluates on the mock and on labelled suites"
+            )
         policy = None if options.policy is None else checked(options.policy, config)
         with threadpool_limits(1):
             weights = None if policy is None else policy.weights

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import closing
 from pathlib import Path
 
 from agents.config import RunConfig
 from agents.evaluation import Comparison
+from agents.live_config import LiveRunConfig
+from agents.live_run import LiveComparison, LiveRun
 from agents.replay_config import ReplayRunConfig, read_run
 from agents.run import CHECKPOINT, POLICY
 from agents.stream_run import StreamRun, evaluate_stream_run
@@ -34,10 +37,10 @@ def main(arguments: list[str] | None = None) -> int:
     folder = Path(options.run_dir or Path("runs") / Path(options.config).stem)
     try:
         config = read_run(options.config, options.assignments)
-        run = open_run(config, folder, options.resume)
-        seconds = run.train()
-        comparison = compared(run) if config.train.evaluate else None
-        run.finish(seconds, comparison)
+        with closing(open_run(config, folder, options.resume)) as run:
+            seconds = run.train()
+            comparison = compared(run) if config.train.evaluate else None
+            run.finish(seconds, comparison)
     except (LettaGymError, OSError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
@@ -57,15 +60,21 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def open_run(config: RunConfig | ReplayRunConfig, folder: Path, resume: bool) -> Run | StreamRun:
-    """The run of a configuration of either kind."""
+def open_run(
+    config: RunConfig | ReplayRunConfig | LiveRunConfig, folder: Path, resume: bool
+) -> Run | StreamRun | LiveRun:
+    """The run of a configuration of any kind."""
+    if isinstance(config, LiveRunConfig):
+        return LiveRun(config, folder, resume=resume)
     if isinstance(config, ReplayRunConfig):
         return StreamRun(config, folder, resume=resume)
     return Run(config, folder, resume=resume)
 
 
-def compared(run: Run | StreamRun) -> Comparison | SuiteComparison:
+def compared(run: Run | StreamRun | LiveRun) -> Comparison | SuiteComparison | LiveComparison:
     """The run's policy beside its opponents."""
+    if isinstance(run, LiveRun):
+        return run.compare()
     return evaluate_stream_run(run) if isinstance(run, StreamRun) else evaluate_run(run)
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from agents.config import PolicyConfig, RunConfig, SuiteConfig
+from agents.live_config import LiveRunConfig
 from agents.ppo import PPOConfig
 from letta_gym.config import Section, override, read_yaml, resolve
 from letta_gym.envs.deployment import DeploymentConfig, ReplayConfig
@@ -104,8 +105,10 @@ class ReplayRunConfig(Section):
         }
 
 
-def read_run(path: Path | str, assignments: list[str]) -> RunConfig | ReplayRunConfig:
-    """Read a configuration file of either ``kind``, and apply ``--set`` assignments.
+def read_run(
+    path: Path | str, assignments: list[str]
+) -> RunConfig | ReplayRunConfig | LiveRunConfig:
+    """Read a configuration file of any ``kind``, and apply ``--set`` assignments.
 
     Raises:
         ConfigError: something does not fit; the message names the nearest known key.
@@ -113,4 +116,6 @@ def read_run(path: Path | str, assignments: list[str]) -> RunConfig | ReplayRunC
     data = override(read_yaml(path), assignments)
     if data.get("kind") == "replay":
         return resolve(ReplayRunConfig, data, str(path))
+    if data.get("kind") == "letta":
+        return resolve(LiveRunConfig, data, str(path))
     return resolve(RunConfig, data, str(path))

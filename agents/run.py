@@ -145,6 +145,9 @@ class BaseRun:
         """Continue from :meth:`state`."""
         self.ppo.restore(saved["ppo"])
 
+    def close(self) -> None:
+        """Let go of what the run holds outside of this process."""
+
     @property
     def every(self) -> Mapping[str, int]:
         """Updates between checkpoints and between histograms, by their keys."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -39,11 +39,19 @@ def write(folder: Path, text: str) -> Path:
 def keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """Every dotted key of a schema that holds a value."""
     for name, field in model.model_fields.items():
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            yield from keys(inner, f"{prefix}{name}.")
-        else:
+        inner = list(sections(field.annotation))
+        for section in inner:
+            yield from keys(section, f"{prefix}{name}.")
+        if not inner:
             yield prefix + name
+
+
+def sections(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Every section that a key may hold."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from sections(inner)
 
 
 def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
