@@ -57,7 +57,7 @@ test-postgres: $(VENV)/.dev ## run the tests of the store on a PostgreSQL of the
 	.ci/with-postgres $(BIN)/python -m pytest -p no:cacheprovider tests/test_store.py
 
 test-letta-code: $(VENV)/.dev $(LETTA_CODE)/.made ## run the tests on a real Letta Code
-	$(BIN)/python -m pytest tests/letta/test_letta_code.py
+	$(BIN)/python -m pytest tests/letta/test_letta_code*.py
 
 test-ray: $(RAY)/.made ## test what needs Ray, in .venv-ray (about 1 GB with torch)
 	$(RAY)/bin/python -m pytest -W default tests_ray

@@ -35,6 +35,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     found = Place.of(project)
     yield found
     hook_settings.stop_server(found)
+    found.lock.unlink(missing_ok=True)
 
 
 def content(folder: Path) -> dict[str, bytes | None]:

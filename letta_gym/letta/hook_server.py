@@ -150,6 +150,11 @@ class Narrowing:
             self._open = None
 
 
+def lock_of(address: Path) -> Path:
+    """The file that the server at ``address`` holds locked."""
+    return address.with_suffix(".lock")
+
+
 def serve(narrowing: Narrowing, address: Path, idle: float) -> bool:
     """Answer clients at the Unix socket ``address`` until told to stop, or idle for that long.
 
@@ -161,7 +166,7 @@ def serve(narrowing: Narrowing, address: Path, idle: float) -> bool:
     Returns:
         False if another server has the address.
     """
-    with open(f"{address}.lock", "w") as lock:
+    with lock_of(address).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

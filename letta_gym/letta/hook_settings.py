@@ -21,7 +21,7 @@ from letta_gym.errors import ConfigError
 from letta_gym.files import write_atomically
 from letta_gym.letta import hook_client
 from letta_gym.letta.folders import Delivery, deliver, withdraw
-from letta_gym.letta.hook_server import STOP
+from letta_gym.letta.hook_server import STOP, lock_of
 from letta_gym.letta.run_folder import names_of
 from letta_gym.letta.turn import SKILL_TOOL
 from letta_gym.library.skills import Skill
@@ -96,6 +96,11 @@ class Place:
         return self.state / "serve"
 
     @property
+    def lock(self) -> Path:
+        """File that the one running server holds."""
+        return lock_of(self.socket)
+
+    @property
     def log(self) -> Path:
         """What the server says."""
         return self.state / "log"
@@ -161,7 +166,8 @@ def uninstall(place: Place) -> bool:
     for folder in map(Path, reversed(notes.get("made", ()))):
         with contextlib.suppress(OSError):  # something else lies in it by now
             folder.rmdir()
-    place.notes.unlink(missing_ok=True)
+    for file in (place.notes, place.command, place.lock):
+        file.unlink(missing_ok=True)
     return found
 
 
