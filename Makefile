@@ -54,7 +54,8 @@ test: lint ## lint, then run every test
 	$(BIN)/python -m pytest
 
 test-postgres: $(VENV)/.dev ## run the tests of the store on a PostgreSQL of their own
-	.ci/with-postgres $(BIN)/python -m pytest -p no:cacheprovider tests/test_store.py
+	.ci/with-postgres $(BIN)/python -m pytest -p no:cacheprovider tests/test_store.py \
+		tests/test_promotion.py tests/test_transfer.py tests/test_analytics.py
 
 test-letta-code: $(VENV)/.dev $(LETTA_CODE)/.made ## run the tests on a real Letta Code
 	$(BIN)/python -m pytest tests/letta/test_letta_code*.py

@@ -11,8 +11,10 @@ from threadpoolctl import threadpool_limits
 
 from agents.config import RunConfig
 from agents.evaluation import Comparison, compare
+from agents.kinds import read_run
 from agents.live_config import LiveRunConfig
-from agents.replay_config import ReplayRunConfig, read_run
+from agents.log_config import LogRunConfig
+from agents.replay_config import ReplayRunConfig
 from agents.suite_comparison import SuiteComparison, compare_on_suite
 from letta_gym.errors import ConfigError, LettaGymError
 from letta_gym.files import write_atomically
@@ -38,6 +40,11 @@ def main(arguments: list[str] | None = None) -> int:
             raise ConfigError(
                 f"{options.config} is for a real Letta, where train.py evaluates at the end of its "
                 "run; this command evaluates on the mock and on labelled suites"
+            )
+        if isinstance(config, LogRunConfig):
+            raise ConfigError(
+                f"{options.config} is about a log, in which nothing can be played out; judge a "
+                "policy by it with: letta-gym policy compare"
             )
         policy = None if options.policy is None else checked(options.policy, config)
         with threadpool_limits(1):

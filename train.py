@@ -9,14 +9,16 @@ from pathlib import Path
 
 from agents.config import RunConfig
 from agents.evaluation import Comparison
+from agents.kinds import read_run
 from agents.live_config import LiveRunConfig
 from agents.live_run import LiveComparison, LiveRun
-from agents.replay_config import ReplayRunConfig, read_run
+from agents.log_config import LogRunConfig
+from agents.replay_config import ReplayRunConfig
 from agents.run import CHECKPOINT, POLICY
 from agents.stream_run import StreamRun, evaluate_stream_run
 from agents.suite_comparison import SuiteComparison
 from agents.training import Run, evaluate_run
-from letta_gym.errors import LettaGymError
+from letta_gym.errors import ConfigError, LettaGymError, MissingExtraError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,6 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
     folder = Path(options.run_dir or Path("runs") / Path(options.config).stem)
     try:
         config = read_run(options.config, options.assignments)
+        if isinstance(config, LogRunConfig):
+            return learn_from_log(config, folder, options.resume)
         with closing(open_run(config, folder, options.resume)) as run:
             seconds = run.train()
             comparison = compared(run) if config.train.evaluate else None
@@ -57,6 +61,20 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"\npolicy: {folder / POLICY}")
     print("\nnext:\n  make tensorboard")
     print('  make try TASK="Turn this folder of scanned bills into a spreadsheet"')
+    return 0
+
+
+def learn_from_log(config: LogRunConfig, folder: Path, resume: bool) -> int:
+    """Learn from the log of a store, and say what to do next; returns the exit code."""
+    if resume:
+        raise ConfigError("learning from a log takes a minute and cannot be resumed; start anew")
+    try:
+        from agents.log_learning import train
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("serve", "learning from a store") from error
+    _, count = train(config, folder)
+    print(f"learned from {count:,} logged decisions\n\npolicy: {folder / POLICY}\n\nnext:")
+    print(f"  letta-gym policy compare {folder / POLICY} --store {config.store}")
     return 0
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
-from agents.config import PolicyConfig, RunConfig, SuiteConfig
-from agents.live_config import LiveRunConfig
+from agents.config import PolicyConfig, SuiteConfig
 from agents.ppo import PPOConfig
-from letta_gym.config import Section, override, read_yaml, resolve
+from letta_gym.config import Section
 from letta_gym.envs.deployment import DeploymentConfig, ReplayConfig
 from letta_gym.envs.rehearsal import RehearsalConfig, RehearsalOptions
 from letta_gym.feedback.evidence import EvidenceConfig
@@ -103,19 +101,3 @@ class ReplayRunConfig(Section):
             "evidence": self.evidence.model_dump(),
             "retrieval": self.retrieval.model_dump(),
         }
-
-
-def read_run(
-    path: Path | str, assignments: list[str]
-) -> RunConfig | ReplayRunConfig | LiveRunConfig:
-    """Read a configuration file of any ``kind``, and apply ``--set`` assignments.
-
-    Raises:
-        ConfigError: something does not fit; the message names the nearest known key.
-    """
-    data = override(read_yaml(path), assignments)
-    if data.get("kind") == "replay":
-        return resolve(ReplayRunConfig, data, str(path))
-    if data.get("kind") == "letta":
-        return resolve(LiveRunConfig, data, str(path))
-    return resolve(RunConfig, data, str(path))

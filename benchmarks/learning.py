@@ -21,7 +21,8 @@ from threadpoolctl import threadpool_limits
 from agents import baselines
 from agents.baselines import Agent, Threshold
 from agents.evaluation import Interval
-from agents.replay_config import ReplayRunConfig, read_run
+from agents.kinds import read_run
+from agents.replay_config import ReplayRunConfig
 from agents.stream import StreamTrainer
 from agents.suite_comparison import SuiteComparison, compare_on_suite, played, trained
 from agents.trial import Metrics, trial

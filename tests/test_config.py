@@ -11,7 +11,8 @@ import yaml
 from pydantic import BaseModel, Field
 
 from agents.config import RunConfig, read
-from agents.replay_config import ReplayRunConfig, read_run
+from agents.kinds import read_run
+from agents.replay_config import ReplayRunConfig
 from letta_gym.config import Section, dump, load, override, read_yaml, resolve
 from letta_gym.errors import ConfigError
 

@@ -21,7 +21,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import evaluate
 import train
 from agents.config import RunConfig, read
-from agents.replay_config import ReplayRunConfig, read_run
+from agents.kinds import read_run
+from agents.log_config import LogRunConfig
+from agents.replay_config import ReplayRunConfig
 from agents.stream_run import CURVES
 from agents.suite_comparison import line_up
 from agents.trial import metrics
@@ -170,6 +172,18 @@ def test_every_key_of_the_feedback_loop_is_documented_with_its_default(
     found = dict(zip(names, map(yaml.safe_load, values), strict=True))
 
     assert found == of.model_dump(mode="json")
+
+
+def test_every_key_of_learning_from_a_log_is_documented_with_its_default() -> None:
+    text = _section(PAGES["docs/feedback.md"], "Learning from the log")
+    rows = re.findall(r"^\| (`[\w.]+`(?:, `[\w.]+`)*) \| (`.*?`(?:, `.*?`)*) \|", text, re.M)
+    names = [name for keys, _ in rows for name in re.findall(r"`(.*?)`", keys)]
+    values = [value for _, defaults in rows for value in re.findall(r"`(.*?)`", defaults)]
+    found = dict(zip(names, map(yaml.safe_load, values), strict=True))
+    known = _flat(LogRunConfig()) | _flat(read_run(ROOT / "configs/from-log.yaml", []))
+
+    assert known == _flat(LogRunConfig())
+    assert found == {key: value for key, value in known.items() if key != "kind"}
 
 
 def test_every_environment_id_is_documented() -> None:

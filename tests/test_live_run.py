@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 import train
+from agents.kinds import read_run
 from agents.live_config import LiveRunConfig
 from agents.live_run import MEMORY, LiveRun
-from agents.replay_config import read_run
 from agents.run import CHECKPOINT, POLICY, SUMMARY
 from letta_gym.config import resolve
 from letta_gym.errors import ConfigError

@@ -17,7 +17,8 @@ import train
 from agents import baselines, trial
 from agents.actor_critic import Observation
 from agents.baselines import Choice, Learned, Scene, Threshold
-from agents.replay_config import ReplayRunConfig, read_run
+from agents.kinds import read_run
+from agents.replay_config import ReplayRunConfig
 from agents.stream import StreamTrainer
 from agents.stream_run import StreamRun
 from agents.suite_comparison import compare_on_suite, deployment, played
