@@ -81,6 +81,9 @@ figures: $(VENV)/.light ## measure the figures that the documentation shows
 	$(BIN)/python -m benchmarks.runtime
 	@echo; $(BIN)/python -m benchmarks.figures
 
+figures-speed: $(VENV)/.dev ## measure speed and latency beside torch and Stable-Baselines3
+	$(BIN)/python -m benchmarks.speed
+
 clean: ## remove build products and caches (keeps .venv and runs)
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +

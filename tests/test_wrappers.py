@@ -27,6 +27,7 @@ from letta_gym.envs.wrappers import (
     SubsetActions,
 )
 from letta_gym.errors import ConfigError
+from letta_gym.selection.observation import CONTEXT, FEATURES
 
 ID = "letta_gym/MockSkillSelection-v0"
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -138,9 +139,9 @@ class TakesTheWorstScores(ScoreActions):
         return super().bits(np.where(action > 0, 1.001 - action, -1))
 
 
-class TakesScoresBelowZero(ScoreActions):
+class IgnoresTheSign(ScoreActions):
     def bits(self, action: Any) -> Any:
-        return super().bits(np.asarray(action) + 1)
+        return super().bits(np.abs(action))
 
 
 class PaysEveryStep(SequentialActions):
@@ -178,7 +179,7 @@ class NeverSaysThatItActs(SequentialActions):
         (TakesTheFirstPickOnly, checks_wrappers.check_picks_are_slots, "with the action"),
         (ForbidsNone, checks_wrappers.check_picks_are_slots, "masks"),
         (TakesTheWorstScores, checks_wrappers.check_the_best_scores_are_loaded, "with the action"),
-        (TakesScoresBelowZero, checks_wrappers.check_the_best_scores_are_loaded, "with the acti"),
+        (IgnoresTheSign, checks_wrappers.check_the_best_scores_are_loaded, "with the action"),
         (PaysEveryStep, checks_wrappers.check_a_decision_is_paid_at_its_last_step, "carried out"),
         (ForgetsThePicks, checks_wrappers.check_a_decision_is_paid_at_its_last_step, "carried out"),
         (HidesThePicks, checks_wrappers.check_a_decision_is_paid_at_its_last_step, "'picked'"),
@@ -405,7 +406,7 @@ def test_flat_vectors_of_a_batch_are_unflattened_together() -> None:
 
     assert {name: part.shape for name, part in parts.items()} == {
         "action_mask": (3, 12),
-        "context": (3, 11),
-        "features": (3, 12, 22),
+        "context": (3, len(CONTEXT)),
+        "features": (3, 12, len(FEATURES)),
     }
     assert parts["action_mask"].dtype == np.int8
