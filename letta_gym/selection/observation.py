@@ -214,7 +214,7 @@ def context(s: Situation, f: Float) -> Float:
 
     Every number lies within the bounds of its column.
     """
-    ranked = np.where(s.mask, f.transpose(2, 0, 1)[_RANKED], _LOWEST)
+    ranked = np.where(s.mask, np.ascontiguousarray(f.transpose(2, 0, 1)[_RANKED]), _LOWEST)
     retrieval, gain = ranked.max(-1, keepdims=True) * s.mask.any(-1, keepdims=True)
     values = (
         s.tokens_left / s.budget,
