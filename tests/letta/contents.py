@@ -49,10 +49,15 @@ class Contents:
         found = self._get(f"agents/{agent_id}/core-memory/blocks", limit=100)
         return sorted((block["id"], block["label"], block["value"]) for block in found)
 
-    def prompt(self, agent_id: str) -> str:
-        """The system prompt of an agent, as it was compiled last, without the time of that."""
+    def prompt(self, agent_id: str) -> list[str]:
+        """The system prompt of an agent, as it was compiled last: its lines, sorted.
+
+        Sorted, for Letta puts blocks in the order in which the database happens to give them;
+        without the time of the compilation.
+        """
         messages = self._get(f"agents/{agent_id}/context")["messages"]
-        return re.sub(r"\d+-\d+-\d+ \d+:\d+:\d+ [AP]M UTC\+\d+", "", str(messages[0]["content"]))
+        text = "".join(part["text"] for part in messages[0]["content"])
+        return sorted(re.sub(r"\d+-\d+-\d+ \d+:\d+:\d+ [AP]M UTC\+\d+", "", text).splitlines())
 
     def said_to(self, agent_id: str) -> list[str]:
         """What users said to an agent, oldest first."""

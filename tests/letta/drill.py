@@ -38,7 +38,10 @@ def drill(url: str, model: str, kills: int, seed: int) -> dict[str, int]:
         _kill_within(url, agent, cycle * float(rng.random()))
         dirty += _state(url, model, agent) != before
         _apart(lambda: rest_backend(_config(url, agent)).close() or "")  # type: ignore[func-returns-value]
-        restored += _state(url, model, agent) == before
+        after = _state(url, model, agent)
+        restored += after == before
+        if after != before:
+            print(f"before: {before}\nafter:  {after}", file=sys.stderr)
     return {"kills": kills, "dirty": dirty, "restored": restored}
 
 

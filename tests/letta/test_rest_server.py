@@ -145,5 +145,5 @@ def test_after_a_kill_at_any_moment_the_next_start_restores_the_agent(server: Le
 
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    assert result["restored"] == result["kills"] == 20
+    assert result["restored"] == result["kills"] == 20, done.stderr
     assert result["dirty"] > 0, "no kill came at a moment that left anything"
