@@ -58,5 +58,9 @@ class BundleError(LettaGymError, ValueError):
     """A bundle of skills and evidence is damaged, or cannot be taken in as it is."""
 
 
+class LearnerError(LettaGymError, RuntimeError):
+    """Training was asked of something that has no learner."""
+
+
 class BackendError(LettaGymError, RuntimeError):
     """A backend could not carry a task out; this is never evidence about a skill."""

@@ -7,6 +7,10 @@ nor the vectors tell which, so only outcomes can teach it.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from letta_gym.library.passages import described
@@ -57,6 +61,26 @@ def make_look_alikes(
         ),
     )
     return Suite("look-alikes", library, tuple(made), vectors)
+
+
+class FamilyEmbedder:
+    """Embeds a text that names a family as the first task of it."""
+
+    def __init__(self, suite: Suite) -> None:
+        assert suite.vectors is not None
+        self.identity = suite.vectors.identity
+        rows = zip(suite.tasks, suite.vectors.tasks.matrix, strict=True)
+        self._rows: dict[str, Any] = {}
+        for task, row in rows:
+            self._rows.setdefault(_family(task.text), row)
+
+    def encode(self, texts: Sequence[str]) -> Any:
+        """Rows of the families that the texts name."""
+        return np.stack([self._rows[_family(text)] for text in texts])
+
+
+def _family(text: str) -> str:
+    return str(re.findall(r"family\d+", text)[0])
 
 
 def _hash(skill: Skill) -> str:
