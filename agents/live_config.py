@@ -12,6 +12,7 @@ from letta_gym.config import Section
 from letta_gym.envs.live import LiveEnvConfig
 from letta_gym.feedback.evidence import EvidenceConfig
 from letta_gym.feedback.memory import MemoryConfig
+from letta_gym.letta.code import CodeConfig
 from letta_gym.letta.rest import RestConfig
 from letta_gym.selection.candidates import RetrievalConfig
 
@@ -23,7 +24,7 @@ class LiveSessionConfig(Section):
     candidates: int = Field(default=12, ge=0)
     horizon: int = Field(default=16, ge=1)
     token_budget: float = Field(default=100_000, gt=0)
-    backend: Literal["rest"] = "rest"
+    backend: Literal["rest", "code"] = "rest"
     masking: bool = True
 
 
@@ -54,6 +55,7 @@ class LiveRunConfig(Section):
     suite: SuiteConfig = SuiteConfig()
     env: LiveSessionConfig = LiveSessionConfig()
     rest: RestConfig | None = None
+    code: CodeConfig | None = None
     memory: MemoryConfig = MemoryConfig()
     evidence: EvidenceConfig = EvidenceConfig()
     retrieval: RetrievalConfig = RetrievalConfig()
@@ -76,6 +78,7 @@ class LiveRunConfig(Section):
             "suite": self.suite.path,
             "obs": "full" if self.policy.bilinear else "compact",
             "rest": None if self.rest is None else self.rest.model_dump(),
+            "code": None if self.code is None else self.code.model_dump(),
             "memory": self.memory.model_dump(),
             "evidence": self.evidence.model_dump(),
             "retrieval": self.retrieval.model_dump(),

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gymnasium
+import numpy as np
 import pytest
 import yaml
 
@@ -29,6 +31,8 @@ from letta_gym.letta.grading import ContainsGrader
 from letta_gym.letta.live import LiveConfig
 from letta_gym.letta.rollout import Rollout
 from letta_gym.library.skills import Skill
+from tests.look_alikes import make_look_alikes
+from tests.small_suite import write_suite
 from tests.stub_llm import MODEL, StubLLM
 
 FAKE = Path(__file__).parent / "fake_letta_code.py"
@@ -144,6 +148,31 @@ def test_a_turn_that_loops_is_stopped_and_graded_as_it_is(stub: StubLLM, tmp_pat
         assert outcome.steps is not None
         assert 5 <= outcome.steps < 50
         assert outcome.error is None
+
+
+def test_the_environment_of_a_real_letta_plays_with_it(stub: StubLLM, tmp_path: Path) -> None:
+    suite = make_look_alikes(families=1, alike=2, tasks=8)
+    folder = write_suite(tmp_path / "suite", suite)
+    code = settings(stub, command(tmp_path)).model_dump()
+    env = gymnasium.make(
+        "letta_gym/SkillSelection-v0",
+        suite=str(folder),
+        max_skills=1,
+        horizon=2,
+        backend="code",
+        code=code,
+    )
+
+    env.reset(seed=0)
+    action = np.array([1, 0], np.int8)
+    _, reward, _, _, info = env.step(action)
+    env.close()
+
+    outcome = info["outcome"]
+    assert outcome["response"].startswith("ANSWER family0-")
+    assert outcome["success"] == 0
+    assert reward == pytest.approx(-0.004)  # a wrong answer, and 100 tokens
+    assert leftovers() == []
 
 
 # --- what fails is no evidence --------------------------------------------------------------------

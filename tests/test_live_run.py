@@ -19,6 +19,7 @@ from agents.run import CHECKPOINT, POLICY, SUMMARY
 from letta_gym.config import resolve
 from letta_gym.errors import ConfigError
 from letta_gym.feedback import memory_file
+from letta_gym.letta.live import LiveConfig
 from letta_gym.library.suite import Suite
 from letta_gym.selection.policy import Policy
 from letta_gym.selection.runtime import SkillSelector
@@ -158,11 +159,18 @@ def test_a_policy_of_another_shape_is_refused_at_the_start(
         LiveRun(resolve(LiveRunConfig, data), tmp_path / "second")
 
 
-def test_the_configuration_of_the_checkout_is_complete() -> None:
-    config = read_run(ROOT / "configs/letta-rest.yaml", [])
+@pytest.mark.parametrize("backend", ["rest", "code"])
+def test_the_configurations_of_the_checkout_are_complete(backend: str) -> None:
+    config = read_run(ROOT / f"configs/letta-{backend}.yaml", [])
 
     assert isinstance(config, LiveRunConfig)
-    assert config.environment().section == config.rest
+    section = config.environment().section
+    assert section is not None
+    assert section == getattr(config, backend)
+    written = yaml.safe_load((ROOT / f"configs/letta-{backend}.yaml").read_text(encoding="utf-8"))
+    own = set(type(section).model_fields) - set(LiveConfig.model_fields)
+    left_out = {"rest": {"agent", "system", "tools"}, "code": set()}[backend]
+    assert own - set(written[backend]) == left_out
 
 
 def test_every_key_of_the_configuration_is_documented() -> None:

@@ -17,6 +17,7 @@ from letta_gym.envs.single import PlayEnv
 from letta_gym.envs.vector import PlayVectorEnv
 from letta_gym.errors import BackendError, ConfigError
 from letta_gym.letta.backend import Backend, Outcomes, Requests
+from letta_gym.letta.code import CodeConfig, code_backend
 from letta_gym.letta.live import LiveBackend
 from letta_gym.letta.rest import RestConfig, rest_backend
 from letta_gym.library.suite import Suite
@@ -31,8 +32,9 @@ class LiveEnvConfig(ReplayConfig):
     tokens is that of the section's ``reward``.
     """
 
-    backend: Literal["rest"] = "rest"
+    backend: Literal["rest", "code"] = "rest"
     rest: RestConfig | None = None
+    code: CodeConfig | None = None
     masking: bool = False
     new_skills: float = 0.0
     horizon: int = 16
@@ -42,14 +44,14 @@ class LiveEnvConfig(ReplayConfig):
         if self.section is None:
             raise ValueError(
                 f"backend={self.backend!r} needs the section {self.backend!r}, such as "
-                "rest={'model': 'openai/gpt-4o-mini'}"
+                f"{self.backend}={{'model': 'openai/gpt-4o-mini'}}"
             )
         return self
 
     @property
-    def section(self) -> RestConfig | None:
+    def section(self) -> RestConfig | CodeConfig | None:
         """The section of the backend."""
-        return self.rest
+        return self.rest if self.backend == "rest" else self.code
 
     @classmethod
     def from_keywords(cls, keywords: Mapping[str, Any]) -> Self:
@@ -74,8 +76,11 @@ class LiveEnvConfig(ReplayConfig):
         Raises:
             BackendError: it cannot work; the message has the remedy.
         """
-        assert self.rest is not None
-        return rest_backend(self.rest, suite)
+        section = self.section
+        assert section is not None
+        if isinstance(section, CodeConfig):
+            return code_backend(section, suite)
+        return rest_backend(section, suite)
 
     def sessions(self, count: int) -> LiveDeployment:
         """A deployment that takes ``count`` decisions at once."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -14,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+import train
 from letta_gym.letta import code_home, narrowed, run_folder
 from letta_gym.letta.code import CodeConfig, code_backend
 from letta_gym.letta.code_home import Home, openai_compatible, sweep
@@ -22,6 +25,8 @@ from letta_gym.letta.grading import ExactGrader
 from letta_gym.letta.live import LiveBackend
 from letta_gym.letta.rollout import Rollout
 from letta_gym.library.skills import Skill
+from tests.look_alikes import make_look_alikes
+from tests.small_suite import write_suite
 from tests.stub_llm import MODEL, Call, StubLLM
 
 ROOT = Path(__file__).parent.parent.parent
@@ -249,6 +254,31 @@ def test_letta_code_ends_with_a_process_that_is_killed(stub: StubLLM, scratch: P
 
     assert processes_in(scratch) == []
     assert len(sweep()) == 1
+    assert list(scratch.glob("letta-gym-*")) == []
+
+
+def test_training_on_it_learns_which_look_alike_works(stub: StubLLM, scratch: Path) -> None:
+    suite = make_look_alikes(families=2, alike=3, tasks=60, seed=3)
+    settings = {
+        "kind": "letta",
+        "suite": {"path": str(write_suite(scratch / "suite", suite))},
+        "env": {"max_skills": 1, "candidates": 0, "backend": "code"},
+        "code": {"base_url": stub.url, "model": MODEL, "executable": str(LETTA), "concurrency": 8},
+        "policy": {"hidden": 4},
+        "train": {"steps": 96, "ppo": {"num_envs": 8, "num_steps": 4, "gamma": 0.0}},
+        "evaluate": {"tasks": 16},
+    }
+    config = scratch / "letta-code.yaml"
+    config.write_text(yaml.safe_dump(settings), encoding="utf-8")
+
+    assert train.main([f"--config={config}", f"--run-dir={scratch / 'run'}"]) == 0
+
+    summary = json.loads((scratch / "run" / "summary.json").read_text(encoding="utf-8"))
+    agents = summary["evaluation"]["agents"]
+    success = {name: each["success"]["mean"] for name, each in agents.items()}
+    assert success["oracle"] == 1
+    assert success["learned"] >= 0.9
+    assert success["retrieval"] <= 0.6
     assert list(scratch.glob("letta-gym-*")) == []
 
 
