@@ -316,7 +316,7 @@ def test_a_server_that_does_not_answer_in_time_does_not_matter(place: Place) -> 
 
     place.socket.unlink()
     assert (code, said) == (0, "")
-    assert took >= hook_client.LIMIT
+    assert hook_client.LIMIT / 2 < took < 2
 
 
 def test_the_client_imports_nothing_slow() -> None:
