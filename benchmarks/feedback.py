@@ -1,4 +1,4 @@
-"""The feedback loop: recording, estimates from logs, promotion.
+"""The feedback loop: recording, estimates from logs, promotion, transfer, a broken skill.
 
 ``.ci/with-postgres python -m benchmarks.feedback --suites DIR`` measures everything: without the
 server the store is measured on SQLite only, without the suites the estimates are left out.
@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.figures import report
-from benchmarks.loop import estimates, promotions, recording
+from benchmarks.loop import deployments, estimates, promotions, recording
 
 
 def main() -> int:
@@ -26,7 +26,8 @@ def main() -> int:
     )
     options = parser.parse_args()
     figures = estimates.figures(options.suites) | promotions.figures(options.suites)
-    report("feedback", figures | recording.figures(), ("sqlalchemy",))
+    figures |= deployments.figures() | recording.figures()
+    report("feedback", figures, ("sqlalchemy",))
     return 0
 
 
