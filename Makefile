@@ -92,7 +92,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^##@ /{printf "\n%s:\n", substr($$0, 5)} \
 		/^[a-z][a-z-]*:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-.PHONY: install train evaluate tensorboard try dev test test-postgres lint format figures clean help .task test-letta-code test-ray test-letta
+.PHONY: install train evaluate tensorboard try dev test test-postgres lint format figures clean help .task test-letta-code test-ray test-letta figures-speed
 
 # What the targets above stand on. A stamp file in .venv says that a step is done; the two files
 # that decide what is installed make it stale.

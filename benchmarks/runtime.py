@@ -102,10 +102,10 @@ def choices(selector: SkillSelector, suite: Suite, vectors: SuiteVectors) -> Cal
     return choose
 
 
-def remember(selector: SkillSelector, vectors: SuiteVectors) -> None:
+def remember(selector: SkillSelector, vectors: SuiteVectors, outcomes: int) -> None:
     """Fill the memory with random outcomes."""
     rng = np.random.default_rng(1)
-    for _ in range(OUTCOMES):
+    for _ in range(outcomes):
         key = selector.shelf.keys[rng.integers(len(selector.shelf.keys))]
         vector = vectors.tasks.matrix[rng.integers(len(vectors.tasks))]
         selector.memory.add(key, vector, float(rng.integers(5)) / 4)
@@ -146,7 +146,7 @@ def main() -> None:
     policy = untrained(vectors, slots=CANDIDATES)
     library, table = library_of_64(suite, vectors)
     empty, filled = (SkillSelector(policy, Shelf(library, policy, table)) for _ in range(2))
-    remember(filled, vectors)
+    remember(filled, vectors, OUTCOMES)
     without, with_outcomes, yardstick = medians(
         choices(empty, suite, vectors), choices(filled, suite, vectors), top_k(vectors)
     )

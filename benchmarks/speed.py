@@ -1,11 +1,11 @@
 """How fast the environment, PPO and the runtime are, each beside a peer measured in between.
 
-Everything runs on one BLAS thread. A rate is the best of several interleaved repeats, which is what
-an otherwise idle machine would show; a ratio is that of two such rates of one run. PPO of
-Stable-Baselines3 has 16 environments in its own ``DummyVecEnv`` and a network of its default size;
-``sb3_batched`` gives it the batched environment instead, which tells what the environment makes out
-and what the learner. ``torch`` is the same network, loss, batch and batched environment as ours
-with torch's autograd and optimiser.
+Everything runs on one BLAS thread. A rate is by processor time, which other work on the machine
+hardly touches, and the best of several interleaved repeats; a ratio is that of two such rates.
+PPO of Stable-Baselines3 has 16 environments in its own ``DummyVecEnv`` and a network of its default
+size; ``sb3_batched`` gives it the batched environment instead, which tells what the environment
+makes out and what the learner. ``torch`` is the same network, loss, batch and batched environment
+as ours with torch's autograd and optimiser.
 """
 
 from __future__ import annotations
@@ -29,7 +29,15 @@ from agents.config import RunConfig, read
 from agents.ppo import PPO
 from agents.skill_policy import SkillPolicy
 from benchmarks.figures import Figure, at_least, below, report
-from benchmarks.runtime import ROOT, first_choice, library_of_64, untrained
+from benchmarks.runtime import (
+    ROOT,
+    choices,
+    first_choice,
+    library_of_64,
+    medians,
+    remember,
+    untrained,
+)
 from letta_gym.envs.vector import SkillSelectionVectorEnv
 from letta_gym.library.passages import described
 from letta_gym.library.skills import SkillLibrary
@@ -44,13 +52,13 @@ LIBRARIES, OUTCOMES, SLOTS = (1_000, 10_000, 100_000), 5_000, 64
 
 
 def rates(runs: Mapping[str, Callable[[], int]], repeats: int = REPEATS) -> dict[str, float]:
-    """Units of work a second of each function, which returns how much it did; best of repeats."""
+    """Units of work in a second of processor time, of functions that return how much they did."""
     best = dict.fromkeys(runs, 0.0)
     for _ in range(repeats):
         for name, run in runs.items():
-            start = time.perf_counter()
+            start = time.process_time()
             done = run()
-            best[name] = max(best[name], done / (time.perf_counter() - start))
+            best[name] = max(best[name], done / (time.process_time() - start))
     return best
 
 
@@ -157,73 +165,46 @@ def library(vectors: SuiteVectors, count: int) -> tuple[SkillLibrary, VectorTabl
     return SkillLibrary(skills), VectorTable(tuple(s.id for s in skills), matrix, hashes)
 
 
-def selecting(selector: SkillSelector, vectors: SuiteVectors, calls: int) -> Callable[[], int]:
-    """Chooses for ``calls`` tasks of the suite."""
-    tasks, at = bundled_suite().tasks, iter(range(10**9))
-
-    def run() -> int:
-        for _ in range(calls):
-            i = next(at) % len(tasks)
-            selector.select(tasks[i].text, embedding=vectors.tasks.matrix[i])
-        return calls
-
-    return run
-
-
-def searching(table: VectorTable, vectors: SuiteVectors, calls: int) -> Callable[[], int]:
+def searching(table: VectorTable, vectors: SuiteVectors) -> Callable[[int], None]:
     """The yardstick: the best 64 rows by their dot product, in plain NumPy."""
     matrix = np.ascontiguousarray(table.matrix)
 
-    def run() -> int:
-        for i in range(calls):
-            scores = matrix @ vectors.tasks.matrix[i % len(vectors.tasks)]
-            best = np.argpartition(-scores, SLOTS)[:SLOTS]
-            best[np.argsort(-scores[best])]
-        return calls
+    def search(i: int) -> None:
+        scores = matrix @ vectors.tasks.matrix[i % len(vectors.tasks)]
+        best = np.argpartition(-scores, SLOTS)[:SLOTS]
+        best[np.argsort(-scores[best])]
 
-    return run
+    return search
 
 
 def latency(vectors: SuiteVectors) -> dict[str, Figure]:
-    """Microseconds of one choice, and how often the time of bare top-k that is."""
-    figures: dict[str, Figure] = {}
-    policy = untrained(vectors, slots=SLOTS)
-    small = SkillSelector(policy, Shelf(*_shelved(library_of_64(bundled_suite(), vectors), policy)))
-    rate = rates({"select": selecting(small, vectors, 300)}, 8)["select"]
-    figures["select_64_candidates_us"] = below(1e6 / rate, 100)
+    """Median microseconds of one choice, and how often the time of bare top-k that is."""
+    suite, policy = bundled_suite(), untrained(vectors, slots=SLOTS)
+    skills, table = library_of_64(suite, vectors)
+    small = SkillSelector(policy, Shelf(skills, policy, table))
+    (alone,) = medians(choices(small, suite, vectors))
+    figures = {"select_64_candidates_us": below(alone, 100)}
     for size in LIBRARIES:
         skills, table = library(vectors, size)
-        selectors = {
-            name: SkillSelector(policy, Shelf(skills, policy, table)) for name in ("empty", "full")
+        empty, full = (SkillSelector(policy, Shelf(skills, policy, table)) for _ in range(2))
+        remember(full, vectors, OUTCOMES)
+        select, filled, bare = medians(
+            choices(empty, suite, vectors),
+            choices(full, suite, vectors),
+            searching(table, vectors),
+            calls=max(3, 100_000 // size),
+        )
+        name, target = f"{size // 1000}k", {10_000: 3.0, 100_000: 2.0}.get(size)
+        ratio = select / bare
+        figures |= {
+            f"top_64_of_{name}_us": Figure(bare),
+            f"select_of_{name}_us": Figure(select),
+            f"select_over_top_k_{name}": Figure(ratio)
+            if target is None
+            else Figure(ratio, f"<= {target:g}", ratio <= target),
+            f"select_over_top_k_{name}_{OUTCOMES}_outcomes": Figure(filled / bare),
         }
-        _remember(selectors["full"], vectors)
-        calls = max(10, 200_000 // size)
-        runs = {name: selecting(one, vectors, calls) for name, one in selectors.items()}
-        runs["top_k"] = searching(table, vectors, calls)
-        best = rates(runs, 8)
-        name = f"{size // 1000}k"
-        ratio, target = best["top_k"] / best["empty"], {10_000: 3.0, 100_000: 2.0}.get(size)
-        figures[f"top_64_of_{name}_us"] = Figure(1e6 / best["top_k"])
-        figures[f"select_of_{name}_us"] = Figure(1e6 / best["empty"])
-        figures[f"select_over_top_k_{name}"] = (
-            Figure(ratio) if target is None else Figure(ratio, f"<= {target:g}", ratio <= target)
-        )
-        figures[f"select_over_top_k_{name}_{OUTCOMES}_outcomes"] = Figure(
-            best["top_k"] / best["full"]
-        )
     return figures
-
-
-def _shelved(pair: tuple[SkillLibrary, VectorTable], policy: Any) -> tuple[Any, Any, Any]:
-    return pair[0], policy, pair[1]
-
-
-def _remember(selector: SkillSelector, vectors: SuiteVectors) -> None:
-    rng = np.random.default_rng(1)
-    keys = selector.shelf.keys
-    for _ in range(OUTCOMES):
-        task = vectors.tasks.matrix[rng.integers(len(vectors.tasks))]
-        selector.memory.add(keys[rng.integers(len(keys))], task, float(rng.integers(5)) / 4)
 
 
 def import_seconds() -> float:
