@@ -13,6 +13,7 @@ from letta_gym.envs.live import LiveEnvConfig
 from letta_gym.feedback.evidence import EvidenceConfig
 from letta_gym.feedback.memory import MemoryConfig
 from letta_gym.letta.code import CodeConfig
+from letta_gym.letta.ray_backend import RayConfig
 from letta_gym.letta.rest import RestConfig
 from letta_gym.selection.candidates import RetrievalConfig
 
@@ -56,6 +57,7 @@ class LiveRunConfig(Section):
     env: LiveSessionConfig = LiveSessionConfig()
     rest: RestConfig | None = None
     code: CodeConfig | None = None
+    ray: RayConfig | None = None
     memory: MemoryConfig = MemoryConfig()
     evidence: EvidenceConfig = EvidenceConfig()
     retrieval: RetrievalConfig = RetrievalConfig()
@@ -79,6 +81,7 @@ class LiveRunConfig(Section):
             "obs": "full" if self.policy.bilinear else "compact",
             "rest": None if self.rest is None else self.rest.model_dump(),
             "code": None if self.code is None else self.code.model_dump(),
+            "ray": None if self.ray is None else self.ray.model_dump(),
             "memory": self.memory.model_dump(),
             "evidence": self.evidence.model_dump(),
             "retrieval": self.retrieval.model_dump(),

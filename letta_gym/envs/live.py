@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -19,6 +20,7 @@ from letta_gym.errors import BackendError, ConfigError
 from letta_gym.letta.backend import Backend, Outcomes, Requests
 from letta_gym.letta.code import CodeConfig, code_backend
 from letta_gym.letta.live import LiveBackend
+from letta_gym.letta.ray_backend import RayBackend, RayConfig
 from letta_gym.letta.rest import RestConfig, rest_backend
 from letta_gym.library.suite import Suite
 
@@ -29,12 +31,14 @@ class LiveEnvConfig(ReplayConfig):
     Those of the replay environment, of which ``success`` does not matter here: a grader decides.
     ``backend``: who carries the tasks out, told by the section of that name; ``masking`` marks a
     task that could not be carried out or graded with the weight 0, instead of raising. The price of
-    tokens is that of the section's ``reward``.
+    tokens is that of the section's ``reward``. ``ray`` spreads the tasks over actors, each with
+    such a backend of its own.
     """
 
     backend: Literal["rest", "code"] = "rest"
     rest: RestConfig | None = None
     code: CodeConfig | None = None
+    ray: RayConfig | None = None
     masking: bool = False
     new_skills: float = 0.0
     horizon: int = 16
@@ -70,17 +74,21 @@ class LiveEnvConfig(ReplayConfig):
             )
         return config.model_copy(update={"token_price": price})
 
-    def connect(self, suite: Suite) -> LiveBackend:
+    def connect(self, suite: Suite) -> LiveBackend | RayBackend:
         """The backend for the tasks and skills of ``suite``.
 
         Raises:
             BackendError: it cannot work; the message has the remedy.
+            MissingExtraError: Ray is wanted and not installed.
         """
         section = self.section
         assert section is not None
+        make: Callable[[], LiveBackend]
         if isinstance(section, CodeConfig):
-            return code_backend(section, suite)
-        return rest_backend(section, suite)
+            make = partial(code_backend, section, suite)
+        else:
+            make = partial(rest_backend, section, suite)
+        return make() if self.ray is None else RayBackend(make, self.ray)
 
     def sessions(self, count: int) -> LiveDeployment:
         """A deployment that takes ``count`` decisions at once."""
@@ -127,7 +135,7 @@ class LiveDeployment(Deployment):
 
     def close(self) -> None:
         """Let the backend go."""
-        if isinstance(self.backend, LiveBackend):
+        if isinstance(self.backend, LiveBackend | RayBackend):
             self.backend.close()
 
 
