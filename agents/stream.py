@@ -104,6 +104,9 @@ class StreamTrainer:
         config = self.config.rehearsal(**self._changes)
         env = RehearsalVectorEnv(c.rehearsal.batch, **config.model_dump())
         env.driver.sessions.source = self.driver.sessions
+        env.driver.sessions.learning = (
+            c.rehearsal.steps > 1
+        )  # nobody looks at what the last one adds
         share = c.rehearsal.batch * c.rehearsal.steps / c.ppo.batch_size / c.rehearsal.every
         return PPO(
             env,

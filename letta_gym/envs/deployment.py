@@ -240,7 +240,7 @@ class Deployment:
         )
 
     def _tables(self, tasks: Int) -> Float:
-        """Evidence about the tasks (7, B, N + 1), kept until the next step.
+        """Evidence about the tasks (7, B, N + 1), kept until something is learned.
 
         A session that ends is shown twice, at its end and as the next one begins.
         """
@@ -282,9 +282,9 @@ class Deployment:
             self.decided += self.count
         self.tokens_left = self.tokens_left - out.tokens
         self.step_index = self.step_index + 1
-        self.done, self._asked = self.task, None
+        self.done = self.task
         if self.learning:
-            self.task = self._next(self.count)
+            self.task, self._asked = self._next(self.count), None
         return out
 
     def outcomes(self, requests: Requests) -> Outcomes:

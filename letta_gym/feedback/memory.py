@@ -423,14 +423,9 @@ class OutcomeMemory:
         chosen = chosen[entries.key[chosen].argsort(kind="stable")]
         keys, counts = np.unique(entries.key[chosen], return_counts=True)
         columns = [self._column_of(entries.keys[key]) for key in keys]
-        rows = np.array(
-            [
-                self._pages.append(column)[0]
-                for column, count in zip(columns, counts.tolist(), strict=True)
-                for _ in range(count)
-            ],
-            np.int64,
-        )
+        each = zip(columns, counts.tolist(), strict=True)
+        none = np.zeros(0, np.int64)
+        rows = np.concatenate([none, *(self._pages.extend(*pair) for pair in each)])
         self._make_room(self._pages.used * PAGE)
         self._size = len(rows)
         column = np.repeat(np.array(columns, np.int64), counts)

@@ -65,6 +65,12 @@ class Pages:
         self._count[owner] = count + 1
         return self._of[owner][-1] * PAGE + count % PAGE, fresh
 
+    def extend(self, owner: int, count: int) -> Int:
+        """``count`` rows of an ``owner`` that has none yet, shape (count,)."""
+        pages = [self._page() for _ in range(-(-count // PAGE))]
+        self._of[owner], self._count[owner] = pages, count
+        return self.rows(owner)
+
     def remove(self, owner: int) -> tuple[int, bool]:
         """Give up the last row of ``owner``: that row, and whether its page is free now."""
         count = self._count[owner] - 1
