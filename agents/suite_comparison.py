@@ -129,7 +129,7 @@ def compare_on_suite(
         split: whose tasks are decided; by default ``evaluate.split``.
         train: train a policy on each split instead; then that is "learned".
         first: the trainer of the first split, if it is there already.
-        progress: called with what is done next.
+        progress: called with what each agent came to.
 
     Raises:
         ConfigError: the split is that of training.
@@ -140,21 +140,24 @@ def compare_on_suite(
         raise ConfigError("the train split is for training; evaluate on validation or test")
     changed = config.evaluate.model_copy(update={"split": split})
     config = config.model_copy(update={"evaluate": changed})
-    e, runs = config.evaluate, {}  # type: ignore[var-annotated]
+    e = config.evaluate
+    runs: dict[str, list[Metrics]] = {}
+
+    def note(name: str, found: Metrics) -> None:
+        runs.setdefault(name, []).append(found)
+        if progress is not None:
+            hits = (f"{m[9:]} {v:.3f}" for m, v in found.items() if m.startswith("hit_at_1/"))
+            progress(f"{name}: Hit@1 {', '.join(hits)}")
+
     tasks = len(deployment(config, e.first_split).sessions.tasks(split))
     for seed in range(e.first_split, e.first_split + e.splits):
         agents = list(line_up(config))
         if weights is not None:
             agents.append(opponents.Sampled(weights, np.random.default_rng([config.seed, seed, 2])))
         for agent in agents:
-            if progress is not None:
-                progress(f"split {seed}: {agent.name}")
             driver = played(agent, config, seed)
-            runs.setdefault(agent.name, []).append(trial(agent, driver, config))
+            note(agent.name, trial(agent, driver, config))
         if train:
-            if progress is not None:
-                progress(f"split {seed}: learned")
             ready = first is not None and first.split_seed == seed
-            result = tried(first) if ready and first is not None else trained(config, seed)
-            runs.setdefault("learned", []).append(result)
+            note("learned", tried(first) if ready and first is not None else trained(config, seed))
     return SuiteComparison(config.suite.path, split, tasks, runs)

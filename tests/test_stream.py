@@ -314,7 +314,7 @@ def test_a_policy_of_other_constants_is_refused(
     policy, changed = run / "policy.safetensors", "evidence.bandwidth=0.3"
     arguments = [f"--config={run / 'config.yaml'}", f"--policy={policy}", f"--set={changed}"]
     assert evaluate.main(arguments) == 2
-    assert "evidence.bandwidth: the policy has 0.1" in capsys.readouterr().err
+    assert "evidence.bandwidth: the policy has 0.08" in capsys.readouterr().err
 
 
 def test_a_run_that_was_stopped_is_resumed(folder: str, tmp_path: Path) -> None:
