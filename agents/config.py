@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from agents.ppo import PPOConfig
 from letta_gym import config
@@ -15,6 +15,7 @@ from letta_gym.envs.sessions import SessionConfig
 from letta_gym.feedback.evidence import EvidenceConfig
 from letta_gym.letta.mock import MockConfig
 from letta_gym.selection.candidates import RetrievalConfig
+from letta_gym.selection.observation import FEATURE
 
 
 class SuiteConfig(Section):
@@ -27,12 +28,23 @@ class PolicyConfig(Section):
     """The network: its width, and the closed form that it starts as.
 
     ``bilinear`` is the rank of the term on the vectors, see :mod:`letta_gym.selection.bilinear`.
+    ``without`` names columns of the features that the network does not get, to see what they are
+    worth.
     """
 
     hidden: int = Field(default=32, ge=1)
     sharpness: float = Field(default=30.0, gt=0)
     threshold: float = 0.03
     bilinear: int = Field(default=0, ge=0)
+    without: tuple[str, ...] = ()
+
+    @field_validator("without")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        unknown = [name for name in names if name not in FEATURE]
+        if unknown:
+            raise ValueError(f"no such columns: {unknown}; known are {', '.join(FEATURE)}")
+        return names
 
 
 class TrainConfig(Section):

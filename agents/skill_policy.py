@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from numpy.typing import DTypeLike, NDArray
 from agents.actor_critic import Action, Actions, Evaluation, Observation
 from agents.adam import Floats, Parameters
 from letta_gym.selection import bilinear, network, subset
+from letta_gym.selection.observation import FEATURE
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,7 @@ class SkillPolicy:
 
     Actions are ordered picks, int, shape (B, k), padded with -1; the environment takes the set.
     With a rank, the bilinear term reads the vectors ``task`` and ``skills`` of the observation too.
+    The columns ``without`` of the features have no weights: those that read them are and stay 0.
     """
 
     parameters: Parameters
@@ -41,10 +44,14 @@ class SkillPolicy:
         threshold: float = 0.03,
         rank: int = 0,
         dimension: int = 0,
+        without: Sequence[str] = (),
         dtype: DTypeLike = np.float32,
     ) -> None:
         weights = network.initial(rng, hidden, sharpness, threshold)
         weights |= bilinear.initial(rng, rank, dimension)
+        self._without = [FEATURE[name] for name in without]
+        for rows in network.rows_of(weights, self._without):
+            rows[...] = 0
         self.parameters = Parameters.from_arrays(weights, dtype)
         self.max_skills = max_skills
 
@@ -84,6 +91,9 @@ class SkillPolicy:
             gradients |= bilinear.backward(cache.bilinear, dlogits)
         for name, gradient in gradients.items():
             self.parameters.gradients[name][...] = gradient
+        if self._without:
+            for rows in network.rows_of(self.parameters.gradients, self._without):
+                rows[...] = 0
 
     def _forward(
         self, obs: Observation

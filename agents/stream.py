@@ -60,6 +60,7 @@ class StreamTrainer:
             threshold=config.policy.threshold,
             rank=config.policy.bilinear,
             dimension=self.driver.dimension,
+            without=config.policy.without,
         )
         self.ppo = PPO(
             self.env, self.model, c.ppo, self.rng, total_steps=self.steps, on_step=on_step

@@ -52,6 +52,7 @@ class Run(BaseRun):
             threshold=config.policy.threshold,
             rank=config.policy.bilinear,
             dimension=self.env.driver.dimension,
+            without=config.policy.without,
         )
         self.ppo = PPO(
             self.env,

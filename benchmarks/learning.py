@@ -32,6 +32,7 @@ from letta_gym.errors import LettaGymError
 from letta_gym.feedback.evidence import EvidenceConfig
 from letta_gym.feedback.memory import OutcomeMemory
 from letta_gym.library.vectors import snap
+from letta_gym.selection.observation import FEATURE
 
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "configs/replay.yaml"
@@ -176,6 +177,20 @@ def memory(suites: Path) -> Figures:
     return figures
 
 
+def ablation(suites: Path) -> Figures:
+    """What each column of the features adds to the sum of Hit@1 on seen and new tools; one split.
+
+    ``closed_form`` is also the score that training begins with.
+    """
+    sums = {}
+    for name in ("", *FEATURE):
+        changes = (f"policy.without=[{name}]", "evaluate.levels=[]")
+        run = trained(config(suites, "metatool", changes), 0)
+        sums[name] = run["hit_at_1/seen"] + run["hit_at_1/new@0"]
+        say(f"without {name or 'nothing'}: seen + new@0 {sums[name]:.4f}")
+    return {f"gain_of_{name}": Figure(sums[""] - sums[name]) for name in FEATURE}
+
+
 PARTS: Mapping[str, Callable[[Path], Figures]] = {
     "memory": memory,
     "throughput": throughput,
@@ -183,6 +198,7 @@ PARTS: Mapping[str, Callable[[Path], Figures]] = {
     "bfcl": bfcl,
     "metatool": metatool,
     "two_passes": two_passes,
+    "ablation": ablation,
 }
 
 

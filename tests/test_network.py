@@ -275,3 +275,28 @@ def test_one_update_agrees_with_torch(dtype: Any, tolerance: float) -> None:
     )
     scale = 1.0 if dtype == np.float64 else np.linalg.norm(end - start)
     assert np.max(difference) < tolerance * scale
+
+
+def test_columns_that_the_network_does_not_get_change_nothing() -> None:
+    policy = SkillPolicy(np.random.default_rng(0), 2, hidden=5, without=("dense", "cost"))
+    rng = np.random.default_rng(1)
+    obs: dict[str, NDArray[Any]] = {
+        "features": rng.standard_normal((7, 4, len(FEATURES))).astype(np.float32),
+        "context": rng.standard_normal((7, len(CONTEXT))).astype(np.float32),
+        "action_mask": np.ones((7, 4), np.int8),
+    }
+    other = obs | {"features": obs["features"].copy()}
+    for name in ("dense", "cost"):
+        other["features"][..., FEATURE[name]] += 5
+    picks = policy.act(obs, rng).action
+    evaluation = policy.evaluate(obs, picks)
+    ones = np.ones(7, np.float32)
+    policy.backward(evaluation, ones, ones, ones)
+    assert all(not rows.any() for rows in network.rows_of(policy.parameters.gradients, [0, 21]))
+    assert np.flatnonzero(policy.parameters.gradients["score_linear"]).tolist() == [*range(1, 21)]
+    optimizer = Adam(policy.parameters, 0.1)
+    optimizer.step()
+    a, b = (policy.evaluate(seen, picks) for seen in (obs, other))
+    np.testing.assert_array_equal(a.log_prob, b.log_prob)
+    np.testing.assert_array_equal(a.value, b.value)
+    assert (FEATURE["dense"], FEATURE["cost"]) == (0, 21)

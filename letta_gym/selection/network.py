@@ -12,7 +12,7 @@ functions of named arrays: training and the runtime use the same ones.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -78,6 +78,17 @@ def initial(
     weights["score_linear"][FEATURE["cost"]] = -sharpness / 8
     weights["stop_level"][:] = sharpness * threshold
     return weights
+
+
+def rows_of(weights: Weights, features: Sequence[int]) -> list[Floats]:
+    """Views of all weights, or gradients, that read one of the columns ``features``."""
+    pooled = [len(CONTEXT) + j for j in features]
+    pooled += [len(CONTEXT) + len(FEATURES) + j for j in features]
+    views = [
+        weights[name][j : j + 1] for name in ("score_linear", "score_features") for j in features
+    ]
+    names = ("stop_linear", "stop_hidden", "value_hidden")
+    return views + [weights[name][j : j + 1] for name in names for j in pooled]
 
 
 def pool(features: Floats, context: Floats, mask: NDArray[np.bool_]) -> Floats:
