@@ -6,6 +6,7 @@ that the files are what this module would write.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -47,12 +48,52 @@ def wrappers(classes: Iterable[type]) -> str:
     return "\n".join(lines)
 
 
+def comparison(name: str, metrics: Mapping[str, str]) -> str:
+    """A Markdown table of a kept comparison: agents by ``metrics``, mean and half the interval."""
+    path = DOCS.parent / "benchmarks" / "results" / "learning" / f"{name}.json"
+    agents = json.loads(path.read_text(encoding="utf-8"))["agents"]
+    lines = [
+        "| agent | " + " | ".join(metrics.values()) + " |",
+        "|---" + "|--:" * len(metrics) + "|",
+    ]
+    for agent, found in agents.items():
+        cells = [_interval(found[metric]) for metric in metrics]
+        lines.append(f"| `{agent}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _interval(bounds: Mapping[str, float | None]) -> str:
+    mean, high = bounds["mean"], bounds["high"]
+    if mean is None:
+        return "-"
+    return f"{mean:.3f}" if high is None else f"{mean:.3f} ± {high - mean:.3f}"
+
+
+METATOOL = {
+    "hit_at_1/seen": "seen",
+    "hit_at_1/new@0": "new",
+    "hit_at_1/new@5": "after 5",
+    "hit_at_1/new@20": "after 20",
+    "hit_at_1/new@50": "after 50",
+}
+BFCL = {
+    "none_recall": "none recall",
+    "none_precision": "none precision",
+    "hit_at_1": "Hit@1",
+    "success": "success",
+    "utility": "utility",
+}
+
 GENERATED: Mapping[str, Mapping[str, Callable[[], str]]] = {
     "environment.md": {
         "features": lambda: columns(FEATURES),
         "context": lambda: columns(CONTEXT),
         "checks-single": lambda: checks(CHECKS_SINGLE),
         "checks-vector": lambda: checks(CHECKS_VECTOR),
+    },
+    "replay.md": {
+        "metatool": lambda: comparison("metatool", METATOOL),
+        "bfcl": lambda: comparison("bfcl", BFCL),
     },
     "algorithms.md": {
         "wrappers": lambda: wrappers(CHECKS_WRAPPER),
