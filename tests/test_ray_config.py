@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from agents.kinds import read_run
 from agents.live_config import LiveRunConfig
-from agents.replay_config import read_run
 from letta_gym.errors import MissingExtraError
 from letta_gym.letta.ray_backend import RayBackend, RayConfig
 from letta_gym.library.suite import bundled_suite
