@@ -43,6 +43,11 @@ evaluate: $(VENV)/.light $(POLICY) ## compare the trained policy with the baseli
 tensorboard: $(VENV)/.light ## serve the training curves
 	$(BIN)/tensorboard --logdir runs
 
+serve: $(VENV)/.serve ## serve the API on this machine, port 8000
+	$(BIN)/python serve.py --config configs/serve.yaml
+
+api: serve ## the same
+
 try: .task $(POLICY) $(VENV)/.embedder ## choose skills for any text: make try TASK="..."
 	@$(BIN)/letta-gym select --policy $(POLICY) --skills skills -- "$$TASK"
 
@@ -92,7 +97,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^##@ /{printf "\n%s:\n", substr($$0, 5)} \
 		/^[a-z][a-z-]*:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-.PHONY: install train evaluate tensorboard try dev test test-postgres lint format figures clean help .task test-letta-code test-ray test-letta figures-speed
+.PHONY: install train evaluate tensorboard try dev test test-postgres lint format figures clean help .task test-letta-code test-ray test-letta figures-speed serve api
 
 # What the targets above stand on. A stamp file in .venv says that a step is done; the two files
 # that decide what is installed make it stale.
@@ -113,7 +118,11 @@ $(VENV)/.light: pyproject.toml constraints.txt | $(VENV)/.made
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/.made
 	$(PIP) install torch==2.13.0
 	$(EDIT) -e '.[dev,embeddings,onnx,letta,serve,postgres]' $(PINS)
-	@touch $(VENV)/.light $(VENV)/.embedder $@
+	@touch $(VENV)/.light $(VENV)/.embedder $(VENV)/.serve $@
+
+$(VENV)/.serve: $(VENV)/.embedder
+	$(EDIT) --quiet -e '.[serve]' $(PINS)
+	@touch $@
 
 $(RAY)/.made: pyproject.toml constraints-ray.txt
 	$(PYTHON) -m venv $(RAY)

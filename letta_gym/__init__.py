@@ -9,6 +9,7 @@ The way of the data, one room a stage; arrows between rooms run downwards only:
 ``letta``            who carries the task out: the backend protocol, mock, labels, real agents
 ``envs``             Gymnasium glue over the rooms above: single, vector, checks
 ``store``            what outlives the process: models, migrations, the decision log, export
+``service``          the API over HTTP: app, routes, desks, the journal, access
 ===================  ==============================================================================
 
 Importing this package registers ``letta_gym/MockSkillSelection-v0``,

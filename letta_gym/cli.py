@@ -1,4 +1,4 @@
-"""The ``letta-gym`` command; the commands of the store are in :mod:`letta_gym.store.commands`."""
+"""The ``letta-gym`` command; the store and the service bring commands of their own."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from letta_gym.letta import commands as letta_commands
+from letta_gym.service import commands as service_commands
 from letta_gym.store import commands as store_commands
 
 if TYPE_CHECKING:  # every command imports what it needs, so that --help is instant
@@ -131,6 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     letta_commands.add(commands)
     store_commands.add(commands)
     store_commands.add_transfer(commands)
+    service_commands.add(commands)
     return parser
 
 

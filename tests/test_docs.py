@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import evaluate
+import serve
 import train
 from agents.config import RunConfig, read
 from agents.kinds import read_run
@@ -29,6 +30,7 @@ from agents.suite_comparison import line_up
 from agents.trial import metrics
 from docs.build import GENERATED, built
 from letta_gym import cli, errors
+from letta_gym.config import load
 from letta_gym.envs.deployment import ReplayConfig
 from letta_gym.envs.glue import EnvConfig
 from letta_gym.envs.rehearsal import RehearsalOptions
@@ -37,6 +39,9 @@ from letta_gym.feedback.quality import QualityConfig
 from letta_gym.feedback.transfer import TransferConfig
 from letta_gym.selection import policy_file, runtime
 from letta_gym.selection.exploration import ExplorationConfig
+from letta_gym.service.app import bare_app
+from letta_gym.service.config import AccessConfig, ServeConfig
+from letta_gym.service.guard import RIGHT
 from letta_gym.store.log import LogConfig
 
 ROOT = Path(__file__).parent.parent
@@ -47,6 +52,7 @@ PAGES = {
 ALL = "\n".join(PAGES.values())
 ENVIRONMENT, TRAINING = PAGES["docs/environment.md"], PAGES["docs/training.md"]
 REPLAY = PAGES["docs/replay.md"]
+SERVICE = PAGES["docs/service.md"]
 RUNTIME, README = PAGES["docs/runtime.md"], PAGES["README.md"]
 MOCK = "configs/mock.yaml"
 
@@ -207,14 +213,42 @@ def test_every_command_and_option_is_documented() -> None:
     assert missing == []
 
 
-@pytest.mark.parametrize("script", [train, evaluate], ids=["train.py", "evaluate.py"])
+@pytest.mark.parametrize(
+    ("script", "page"),
+    [(train, "training.md"), (evaluate, "training.md"), (serve, "service.md")],
+    ids=["train.py", "evaluate.py", "serve.py"],
+)
 def test_every_option_of_the_scripts_is_documented(
-    script: Any, capsys: pytest.CaptureFixture[str]
+    script: Any, page: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = _options(script.main, capsys)
+    options, text = _options(script.main, capsys), PAGES[f"docs/{page}"]
 
     assert {"--config", "--set"} <= options
-    assert [option for option in options if not re.search(rf"`{option}\b", TRAINING)] == []
+    assert [option for option in options if not re.search(rf"`{option}\b", text)] == []
+
+
+def test_every_route_of_the_service_is_documented_with_its_right() -> None:
+    operations = {
+        f"{method.upper()} {path}": operation.get(RIGHT)
+        for path, of_path in bare_app().openapi()["paths"].items()
+        for method, operation in of_path.items()
+    }
+    rows = re.findall(r"^\| `([A-Z]+ /\S+)` \| (\w*) ?\|", SERVICE, re.M)
+
+    assert {route: right or None for route, right in rows} == operations
+
+
+def test_the_configuration_of_the_service_is_documented_and_is_the_file() -> None:
+    file = load(ServeConfig, ROOT / "configs/serve.yaml")
+    known = {
+        key: value
+        for key, value in _flat(file).items()
+        if not key.startswith(("baseline.evidence.", "baseline.retrieval."))
+    }
+    documented = _column(_section(SERVICE, "Configuration"), 1)
+
+    assert documented == {k: str(v) if isinstance(v, Path) else v for k, v in known.items()}
+    assert file == ServeConfig(access=AccessConfig(keys=False))
 
 
 def test_every_make_target_is_documented() -> None:
@@ -409,6 +443,8 @@ def _check_command(words: list[str]) -> None:
             config = {option: value for option, value in pairs if option == "--config"}
             changes = [value for option, value in pairs if option == "--set"]
             read_run(ROOT / config["--config"], changes)
+        case ["python", "serve.py", "--config", config_file]:
+            load(ServeConfig, ROOT / config_file)
         case ["python", "-m", module]:
             assert importlib.util.find_spec(module) is not None, words
         case ["pip", "install", "-e", where]:

@@ -43,6 +43,8 @@ HEAVY = {
     "alembic",
     "psycopg",
     "pyarrow",
+    "prometheus_client",
+    "uvicorn",
     "gradio",
     "ray",
     "stable_baselines3",

@@ -21,7 +21,8 @@ TASKS_FILE = "tasks.jsonl"
 SKILLS_FILE = "skills.jsonl"
 VECTORS_FILE = "vectors.safetensors"
 
-_BUNDLED = Path(__file__).parent.parent / "bundled"
+BUNDLED = Path(__file__).parent.parent / "bundled"
+"""Folder of the suite that comes with the package."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,7 +173,7 @@ class Suite:
 
 def bundled_suite(*, embedder: Embedder | None = None) -> Suite:
     """The suite that comes with the package: its skills, their tasks, and stored vectors."""
-    return Suite.load(_BUNDLED, embedder=embedder)
+    return Suite.load(BUNDLED, embedder=embedder)
 
 
 def _check_ids(task: Task, library: SkillLibrary) -> None:

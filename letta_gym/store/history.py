@@ -27,6 +27,11 @@ _PAGE = 500  # decisions a query
 # Plain tables: who may see a decision may see what its skills are called. Their scopes guard what
 # is in them.
 _SKILLS, _VERSIONS = Base.metadata.tables["skills"], Base.metadata.tables["skill_versions"]
+_DECISIONS = (
+    select(DecisionRow, Agent.name, OutcomeRow)
+    .join(Agent, Agent.id == DecisionRow.agent_id)
+    .outerjoin(OutcomeRow, OutcomeRow.decision_id == DecisionRow.id)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +131,36 @@ class History:
         ).join_from(_VERSIONS, _SKILLS)
         with self._database.read(None) as session:
             return {id: Version(*rest) for id, *rest in session.execute(query)}
+
+    def one(self, decision_id: str) -> Logged | None:
+        """A decision by its id; None where the viewer may see none."""
+        found = self._page(_DECISIONS.where(DecisionRow.id == decision_id))
+        return found[0] if found else None
+
+    def latest(self, limit: int, before: tuple[float, str] | None = None) -> list[Logged]:
+        """Decisions that were carried out, the newest first.
+
+        Args:
+            limit: at most so many.
+            before: time and id of the last one that is known already.
+        """
+        query = _DECISIONS.where(DecisionRow.mode != "shadow").limit(limit)
+        if before is not None:
+            at, last = before
+            same = and_(DecisionRow.decided_at == at, DecisionRow.id < last)
+            query = query.where(or_(DecisionRow.decided_at < at, same))
+        return self._page(query.order_by(DecisionRow.decided_at.desc(), DecisionRow.id.desc()))
+
+    def contents(self, versions: Sequence[int]) -> list[tuple[str, int]]:
+        """Skill id and tokens of each of the ``versions``, in their order."""
+        query = (
+            select(_VERSIONS.c.id, _SKILLS.c.skill, _VERSIONS.c.tokens)
+            .join_from(_VERSIONS, _SKILLS)
+            .where(_VERSIONS.c.id.in_(versions))
+        )
+        with self._database.read(None) as session:
+            known = {id: (skill, tokens) for id, skill, tokens in session.execute(query)}
+        return [known[version] for version in versions]
 
     def fill(self, memory: OutcomeMemory, agent: Viewer) -> int:
         """Add the newest outcomes of ``agent`` to ``memory``, oldest first, as they were learned.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -21,6 +22,9 @@ from letta_gym.store.engine import Clock, Database
 from letta_gym.store.models import Base, DecisionRow, FeedbackRow, Viewer
 
 _DAY = 86_400.0
+
+Values = dict[str, object]
+"""A row, by its columns."""
 
 # Every decision and outcome goes through these, so they are put together once, and run on plain
 # tables: that takes a quarter of the time. All of them ask for the agent's own decisions only.
@@ -87,6 +91,10 @@ class StoreLog:
 
     def decided(self, decision: Decision) -> None:
         """Keep a decision; it is on the database when this returns."""
+        write_decisions(self._database, [(self, decision)])
+
+    def rows(self, decision: Decision) -> tuple[Values, list[Values]]:
+        """The row of a decision, and those of its picks."""
         contents = [(s.id, key) for s, key in zip(decision.skills, decision.keys, strict=True)]
         versions = self.catalogue.ids(contents, decision.skills)
         now = self._clock()
@@ -110,7 +118,7 @@ class StoreLog:
             "decided_at": now,
             "expires_at": now + self.config.expire_days * _DAY,
         }
-        picks = [
+        picks: list[Values] = [
             {
                 "decision_id": decision.id,
                 "rank": rank,
@@ -121,11 +129,7 @@ class StoreLog:
             }
             for rank, pick in enumerate(decision.picks)
         ]
-        with self._database.write() as session:
-            connection = session.connection()
-            connection.execute(_KEEP_DECISION, row)
-            if picks:
-                connection.execute(_KEEP_PICKS, picks)
+        return row, picks
 
     def waiting(self, decision_id: str) -> Waiting:
         """What learning from an outcome needs of its decision.
@@ -245,6 +249,22 @@ class StoreLog:
             f"the agent {self.agent.name!r} has no decision {decision_id!r} in the store: it was "
             "never made, was another agent's, or was removed by the retention"
         )
+
+
+def write_decisions(database: Database, entries: Sequence[tuple[StoreLog, Decision]]) -> None:
+    """Keep decisions of several agents, all in one transaction.
+
+    Args:
+        database: of all the logs.
+        entries: each decision with the log that it goes to.
+    """
+    rows = [log.rows(decision) for log, decision in entries]
+    picks = [pick for _, of_row in rows for pick in of_row]
+    with database.write() as session:
+        connection = session.connection()
+        connection.execute(_KEEP_DECISION, [row for row, _ in rows])
+        if picks:
+            connection.execute(_KEEP_PICKS, picks)
 
 
 def _check_open(decision_id: str, found: Row[*tuple[Any, ...]], now: float) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from sqlalchemy import delete, select
 
@@ -16,10 +17,14 @@ from letta_gym.store.agents import Agents
 from letta_gym.store.catalogue import Catalogue
 from letta_gym.store.engine import Clock, Database
 from letta_gym.store.export import export
+from letta_gym.store.figures import Figures
 from letta_gym.store.history import History
+from letta_gym.store.keys import Keys
 from letta_gym.store.log import LogConfig, StoreLog
 from letta_gym.store.models import MODES, DecisionRow, Viewer
+from letta_gym.store.offers import Offers
 from letta_gym.store.policies import Policies, Runs, audit
+from letta_gym.store.replies import Replies
 from letta_gym.store.transfers import learn_all
 from letta_gym.store.trials import trials
 
@@ -39,6 +44,9 @@ class Store:
     Attributes:
         agents: whose decisions are kept.
         policies: the policies and their status.
+        offers: the skills that agents may choose from.
+        keys: the API keys of the service.
+        replies: replies of the service by idempotency key.
         runs: training runs and their metrics.
         clock: gives the time in Unix seconds.
 
@@ -57,6 +65,9 @@ class Store:
         self.agents = Agents(self.database, clock)
         self.policies = Policies(self.database, clock)
         self.runs = Runs(self.database, clock)
+        self.offers = Offers(self.database, clock)
+        self.keys = Keys(self.database, clock)
+        self.replies = Replies(self.database, clock)
 
     def catalogue(self, agent: Viewer) -> Catalogue:
         """The skills of an agent."""
@@ -84,6 +95,10 @@ class Store:
     def history(self, viewer: Viewer | None = None) -> History:
         """The decisions that an agent may see; for None, the operator, all of them."""
         return History(self.database, viewer)
+
+    def figures(self, viewer: Viewer | None = None) -> Figures:
+        """Figures of what an agent may see; for None, the operator, of everything."""
+        return Figures(self.database, viewer, self.clock)
 
     def restore(self, memory: OutcomeMemory, agent: Viewer) -> int:
         """Fill an empty memory with the newest outcomes of ``agent``; returns how many.
@@ -141,6 +156,11 @@ class Store:
             detail = {"before": before, "decisions": removed}
             audit(session, self.clock(), actor, "purge", "decisions", detail)
         return removed
+
+    def note(self, actor: str, action: str, subject: str, detail: Mapping[str, Any]) -> None:
+        """Say in the audit who changed what."""
+        with self.database.write() as session:
+            audit(session, self.clock(), actor, action, subject, detail)
 
     def close(self) -> None:
         """Close the connections; the store cannot be used afterwards."""

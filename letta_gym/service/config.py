@@ -1,0 +1,107 @@
+"""The configuration of the service: ``configs/serve.yaml``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from letta_gym.config import Section
+from letta_gym.feedback.evidence import EvidenceConfig
+from letta_gym.selection.candidates import RetrievalConfig
+from letta_gym.store.log import LogConfig
+
+LOOPBACK = frozenset(["127.0.0.1", "::1", "localhost"])
+
+
+def _origin(text: str) -> str:
+    if text == "*" or "://" not in text:
+        raise ValueError("an origin is written out: https://app.example.org; '*' is not one")
+    return text.rstrip("/")
+
+
+class AccessConfig(Section):
+    """Who may call.
+
+    ``keys``: whether every route but health needs an API key; off only on loopback.
+    ``origins``: web pages of which browsers may call the API; none by default.
+    ``refresh``: seconds after which a key that another process made or revoked is noticed.
+    """
+
+    keys: bool = True
+    origins: tuple[Annotated[str, AfterValidator(_origin)], ...] = ()
+    refresh: float = Field(default=5.0, gt=0)
+
+
+class LimitsConfig(Section):
+    """What is let in; more is answered with 413, 422, 429 or 503, never kept waiting for ever.
+
+    ``body``, ``upload``: bytes of a request, and of one that brings an archive or a policy.
+    ``task``: characters of a task.
+    ``rate``, ``burst``: requests per second of one key, in the long run and at once.
+    ``waiting``: requests that may be under way at once; health is not counted.
+    """
+
+    body: int = Field(default=1 << 20, ge=1024)
+    upload: int = Field(default=16 << 20, ge=1024)
+    task: int = Field(default=20_000, ge=1)
+    rate: float = Field(default=1_000.0, gt=0)
+    burst: int = Field(default=2_000, ge=1)
+    waiting: int = Field(default=512, ge=1)
+
+
+class BaselineConfig(Section):
+    """The policy that serves until one is trained: retrieval, then evidence as outcomes come in.
+
+    It is the untrained network of the training configuration (``policy.sharpness`` and
+    ``policy.threshold`` there), so the score of a skill is its expected gain.
+    """
+
+    sharpness: float = Field(default=30.0, gt=0)
+    threshold: float = 0.03
+    max_skills: int = Field(default=3, ge=1)
+    candidates: int = Field(default=12, ge=1)
+    token_price: float = Field(default=0.04, ge=0)
+    evidence: EvidenceConfig = EvidenceConfig()
+    retrieval: RetrievalConfig = RetrievalConfig()
+
+
+class ServiceConfig(Section):
+    """Everything that ``serve.py`` needs.
+
+    ``data``: folder of the uploaded policies and of the cached vectors.
+    ``store``: the database; a path, or postgresql://...; the environment variable
+    LETTA_GYM_STORE takes its place, so that a password stays out of files.
+    ``policy``: file that serves when the store names no active policy; missing is no error.
+    ``agent``: on whose behalf a caller without an agent of its own acts.
+    ``log_level``: of the log on standard error.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65_535)
+    data: Path = Path("runs/service")
+    store: str = "runs/service/store.sqlite"
+    policy: Path | None = Path("runs/mock/policy.safetensors")
+    agent: str = Field(default="default", min_length=1, max_length=100)
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class ServeConfig(Section):
+    """The whole file."""
+
+    seed: int = Field(default=1, ge=0)
+    service: ServiceConfig = ServiceConfig()
+    access: AccessConfig = AccessConfig()
+    limits: LimitsConfig = LimitsConfig()
+    baseline: BaselineConfig = BaselineConfig()
+    log: LogConfig = LogConfig()
+
+    @model_validator(mode="after")
+    def _open_only_to_this_machine(self) -> Self:
+        if not self.access.keys and self.service.host not in LOOPBACK:
+            raise ValueError(
+                f"access.keys may be off only on loopback; service.host is {self.service.host!r}. "
+                "Make a key with: letta-gym keys create"
+            )
+        return self

@@ -1,0 +1,61 @@
+"""Serve the API: ``python serve.py --config configs/serve.yaml``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from letta_gym.errors import LettaGymError, MissingExtraError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve until interrupted; returns the exit code."""
+    parser = argparse.ArgumentParser(description="Serve the API on one port.")
+    parser.add_argument("--config", required=True, help="configuration file, YAML")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        serve(options.config, options.set)
+    except (LettaGymError, OSError) as error:
+        print(f"serve.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def serve(config: str, changes: Sequence[str]) -> None:
+    """Serve what ``config`` describes, with ``changes`` of the form key=value.
+
+    Raises:
+        ConfigError: the configuration does not fit.
+        MissingExtraError: the extra ``serve`` is not installed.
+        StoreError: the database cannot be used.
+    """
+    from letta_gym.config import load
+
+    try:
+        import uvicorn
+
+        from letta_gym.service.app import make_app
+        from letta_gym.service.config import ServeConfig
+        from letta_gym.service.telemetry import configure_logging
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("serve", f"serving (module {error.name})") from error
+
+    settings = load(ServeConfig, config, changes)
+    configure_logging(settings.service.log_level)
+    uvicorn.run(
+        make_app(settings),
+        host=settings.service.host,
+        port=settings.service.port,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=10,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

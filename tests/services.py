@@ -1,0 +1,77 @@
+"""A service to test with: its own store and folder, the bundled skills, no other machine."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+
+from letta_gym.config import resolve
+from letta_gym.service.app import make_app
+from letta_gym.service.config import ServeConfig
+from letta_gym.service.service import Service
+
+TASK = "Merge these three PDF files and number the pages"
+
+
+def config(folder: Path, **sections: dict[str, Any]) -> ServeConfig:
+    """The defaults in ``folder``, without keys, with changes by section."""
+    data: dict[str, dict[str, Any]] = {
+        "service": {
+            "data": str(folder),
+            "store": str(folder / "store.sqlite"),
+            "policy": None,
+            "log_level": "error",
+        },
+        "access": {"keys": False},
+    }
+    for name, changes in sections.items():
+        data[name] = {**data.get(name, {}), **changes}
+    return resolve(ServeConfig, data)
+
+
+@contextmanager
+def running(settings: ServeConfig) -> Iterator[TestClient]:
+    """A client of a service that has started."""
+    with TestClient(make_app(settings), raise_server_exceptions=False) as client:
+        yield client
+
+
+def service_of(client: TestClient) -> Service:
+    """The service behind a client."""
+    app = client.app
+    assert isinstance(app, FastAPI)
+    service: Service = app.state.service
+    return service
+
+
+def bearer(key: str, **more: str) -> dict[str, str]:
+    """Headers of a caller."""
+    return {"Authorization": f"Bearer {key}", **more}
+
+
+@contextmanager
+def served(settings: ServeConfig) -> Iterator[str]:
+    """Address of a service that listens on a free port of this machine."""
+    app = make_app(settings)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", access_log=False))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        deadline = time.monotonic() + 30
+        while not server.started:
+            assert thread.is_alive(), "the server ended before it started"
+            assert time.monotonic() < deadline, "the server did not start within 30 s"
+            time.sleep(0.02)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(30)
