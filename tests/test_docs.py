@@ -243,7 +243,9 @@ def test_the_configuration_of_the_service_is_documented_and_is_the_file() -> Non
     known = {
         key: value
         for key, value in _flat(file).items()
-        if not key.startswith(("baseline.evidence.", "baseline.retrieval."))
+        if not key.startswith(
+            ("baseline.evidence.", "baseline.retrieval.", "letta.mock.", "letta.reward.")
+        )
     }
     documented = _column(_section(SERVICE, "Configuration"), 1)
 

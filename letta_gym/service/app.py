@@ -18,6 +18,7 @@ from letta_gym.service.gate import Gate
 from letta_gym.service.guard import SCHEME, guarded, router
 from letta_gym.service.routes.agents import agents
 from letta_gym.service.routes.decisions import decisions
+from letta_gym.service.routes.execute import execute
 from letta_gym.service.routes.health import health
 from letta_gym.service.routes.metrics import metrics
 from letta_gym.service.routes.policies import policies
@@ -25,7 +26,7 @@ from letta_gym.service.routes.skills import skills
 from letta_gym.service.routes.tasks import tasks
 from letta_gym.service.service import Service
 
-_ROUTERS = (tasks, decisions, skills, policies, metrics, agents, health)
+_ROUTERS = (tasks, execute, decisions, skills, policies, metrics, agents, health)
 
 _DESCRIPTION = """Chooses skills for the tasks of an agent, and learns from what came of it.
 

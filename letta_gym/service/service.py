@@ -17,6 +17,7 @@ from letta_gym.library.suite import BUNDLED, VECTORS_FILE
 from letta_gym.library.vectors import SuiteVectors
 from letta_gym.selection.policy import Policy
 from letta_gym.service.access import AGENT_HEADER, ANYBODY, Access, Caller
+from letta_gym.service.carrier import Carrier, Queue, carrier_of
 from letta_gym.service.config import ServeConfig
 from letta_gym.service.desk import Desk, Terms
 from letta_gym.service.desks import Desks
@@ -62,6 +63,8 @@ class Service:
         self._writer = ThreadPoolExecutor(1, "journal")
         self._agents: dict[str, Viewer] = {}
         self._background: list[asyncio.Task[None]] = []
+        self.queue = Queue(config.letta)
+        self.carrier: Carrier
         self.desks: Desks
         self.journal: Journal
         self.switching = asyncio.Lock()
@@ -77,6 +80,7 @@ class Service:
         """Bring everything into place; on the event loop that will serve."""
         self.journal = Journal(self._write, self._writer, self.telemetry.batch.observe)
         policy = await asyncio.to_thread(self._prepared)
+        self.carrier = await asyncio.to_thread(carrier_of, self.config.letta, self.config.seed)
         terms = Terms(self.store, self.journal, self.config.log, self._skills, self.config.seed)
         self.desks = Desks(terms, policy)
         await self.access.refresh()
@@ -95,6 +99,7 @@ class Service:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
         await self.journal.close()
+        await asyncio.to_thread(self.carrier.close)
         self.tasks.close()
         self._writer.shutdown()
         self.store.close()

@@ -15,6 +15,7 @@ from letta_gym.feedback.outcome import Outcome
 from letta_gym.library.vectors import Float
 from letta_gym.selection.runtime import Selection
 from letta_gym.service import service
+from letta_gym.service.desk import Desk
 from letta_gym.service.guard import caller_of, guarded, router
 from letta_gym.service.idempotency import KeyHeader, once
 from letta_gym.service.parameters import AgentHeader, Body, DecisionId
@@ -118,15 +119,7 @@ async def select(body: SelectRequest, request: Request, agent: AgentHeader = Non
     """Choose, from what the agent may choose from, with what it learned so far."""
     of = service.of(request)
     viewer = await of.agent(caller_of(request), agent)
-    desk = await of.desk(viewer)
-    check_length(of, body.task)
-    vector = await vector_of(of, body.task, body.embedding)
-    fallback = of.fallback
-    selection = desk.select(
-        body.task, vector, body.k, body.token_budget, body.explore, body.available
-    )
-    of.telemetry.selections.labels(selection.policy_digest).inc()
-    await desk.kept(selection.decision_id)
+    _, selection, _, fallback = await chosen_for(of, viewer, body)
     return view(selection, fallback)
 
 
@@ -153,6 +146,26 @@ async def feedback(
 
     what = {"decision": decision_id, **body.model_dump()}
     return await once(of, viewer, idempotency_key, what, response, carry_out)
+
+
+async def chosen_for(
+    of: service.Service, viewer: Viewer, body: SelectRequest
+) -> tuple[Desk, Selection, Float, bool]:
+    """Choose for a task, and return once the decision is on the database.
+
+    Returns the desk, the choice, the task's vector (D,), and whether the baseline chose.
+    """
+    desk = await of.desk(viewer)
+    check_length(of, body.task)
+    vector = await vector_of(of, body.task, body.embedding)
+    # From here to the choice nothing is awaited, so both are of one policy.
+    fallback = of.fallback
+    selection = desk.select(
+        body.task, vector, body.k, body.token_budget, body.explore, body.available
+    )
+    of.telemetry.selections.labels(selection.policy_digest).inc()
+    await desk.kept(selection.decision_id)
+    return desk, selection, vector, fallback
 
 
 def check_length(of: service.Service, task: str) -> None:
