@@ -43,10 +43,13 @@ evaluate: $(VENV)/.light $(POLICY) ## compare the trained policy with the baseli
 tensorboard: $(VENV)/.light ## serve the training curves
 	$(BIN)/tensorboard --logdir runs
 
-serve: $(VENV)/.serve ## serve the API on this machine, port 8000
+serve: $(VENV)/.serve ## serve the API and the dashboard on this machine, port 8000
 	$(BIN)/python serve.py --config configs/serve.yaml
 
 api: serve ## the same
+
+ui: $(VENV)/.serve ## serve the dashboard alone, port 8001, of an API that runs on port 8000
+	$(BIN)/python -m letta_gym.service.dashboard
 
 try: .task $(POLICY) $(VENV)/.embedder ## choose skills for any text: make try TASK="..."
 	@$(BIN)/letta-gym select --policy $(POLICY) --skills skills -- "$$TASK"
@@ -71,6 +74,8 @@ test-ray: $(RAY)/.made ## test what needs Ray, in .venv-ray (about 1 GB with tor
 test-letta: $(VENV)/.dev $(SERVER)/.made $(LETTA_CODE)/.made $(EVALS)/.made ## run the tests on a real Letta server (1.3 GB)
 	$(BIN)/python -m pytest tests/letta
 	$(EVALS)/bin/python -m pytest tests/evals
+test-ui: $(VENV)/.ui ## drive the dashboard in a headless Chromium
+	.ci/with-chromium $(BIN)/python -m pytest -p no:cacheprovider tests/ui
 
 lint: $(VENV)/.dev ## check style, format and types
 	$(BIN)/ruff check
@@ -97,7 +102,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^##@ /{printf "\n%s:\n", substr($$0, 5)} \
 		/^[a-z][a-z-]*:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-.PHONY: install train evaluate tensorboard try dev test test-postgres lint format figures clean help .task test-letta-code test-ray test-letta figures-speed serve api
+.PHONY: install train evaluate tensorboard try dev test test-postgres lint format figures clean help .task test-letta-code test-ray test-letta figures-speed serve api ui test-ui
 
 # What the targets above stand on. A stamp file in .venv says that a step is done; the two files
 # that decide what is installed make it stale.
@@ -118,10 +123,14 @@ $(VENV)/.light: pyproject.toml constraints.txt | $(VENV)/.made
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/.made
 	$(PIP) install torch==2.13.0
 	$(EDIT) -e '.[dev,embeddings,onnx,letta,serve,postgres]' $(PINS)
-	@touch $(VENV)/.light $(VENV)/.embedder $(VENV)/.serve $@
+	@touch $(VENV)/.light $(VENV)/.embedder $@
 
 $(VENV)/.serve: $(VENV)/.embedder
-	$(EDIT) --quiet -e '.[serve]' $(PINS)
+	$(EDIT) --quiet -e '.[serve,ui]' $(PINS)
+	@touch $@
+
+$(VENV)/.ui: $(VENV)/.dev
+	$(EDIT) -e '.[ui]' playwright $(PINS)
 	@touch $@
 
 $(RAY)/.made: pyproject.toml constraints-ray.txt

@@ -28,6 +28,7 @@ def config(folder: Path, **sections: dict[str, Any]) -> ServeConfig:
             "data": str(folder),
             "store": str(folder / "store.sqlite"),
             "policy": None,
+            "ui": False,
             "log_level": "error",
         },
         "access": {"keys": False},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.openapi.utils import get_openapi
+from fastapi.responses import RedirectResponse
 
 import letta_gym
+from letta_gym.errors import MissingExtraError
 from letta_gym.service import problems
 from letta_gym.service.access import AGENT_HEADER
 from letta_gym.service.config import ServeConfig
@@ -25,6 +28,8 @@ from letta_gym.service.routes.policies import policies
 from letta_gym.service.routes.skills import skills
 from letta_gym.service.routes.tasks import tasks
 from letta_gym.service.service import Service
+
+log = logging.getLogger(__name__)
 
 _ROUTERS = (tasks, execute, decisions, skills, policies, metrics, agents, health)
 
@@ -55,6 +60,8 @@ def make_app(config: ServeConfig) -> FastAPI:
     app = bare_app(lifespan)
     app.state.service = service
     _add_middleware(app, service)
+    if config.service.ui:
+        _add_dashboard(app, config)
     return app
 
 
@@ -74,6 +81,22 @@ def bare_app(lifespan: Any = None) -> FastAPI:
         app.include_router(one)
     _complete_openapi(app)
     return app
+
+
+def _add_dashboard(app: FastAPI, config: ServeConfig) -> None:
+    """Mount the dashboard, where its extra is installed."""
+    try:
+        from letta_gym.service.dashboard.api import Api
+        from letta_gym.service.dashboard.page import PATH, mount
+    except ModuleNotFoundError as error:
+        missing = MissingExtraError("ui", f"the dashboard (module {error.name})")
+        log.warning("no dashboard: %s", missing)
+        return
+    mount(app, Api("http://service", app), config.access.keys)
+
+    @app.get("/", include_in_schema=False)
+    async def to_the_dashboard() -> RedirectResponse:
+        return RedirectResponse(f"{PATH}/")
 
 
 def _about(app: FastAPI) -> Any:

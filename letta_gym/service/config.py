@@ -76,6 +76,7 @@ class ServiceConfig(Section):
     LETTA_GYM_STORE takes its place, so that a password stays out of files.
     ``policy``: file that serves when the store names no active policy; missing is no error.
     ``agent``: on whose behalf a caller without an agent of its own acts.
+    ``ui``: whether the dashboard is served at /ui, where the extra ``ui`` is installed.
     ``log_level``: of the log on standard error.
     """
 
@@ -85,6 +86,7 @@ class ServiceConfig(Section):
     store: str = "runs/service/store.sqlite"
     policy: Path | None = Path("runs/mock/policy.safetensors")
     agent: str = Field(default="default", min_length=1, max_length=100)
+    ui: bool = True
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
 

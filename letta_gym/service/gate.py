@@ -30,6 +30,11 @@ _SECURITY = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
+_PAGE = {
+    # Gradio builds its page with inline scripts and styles; nothing comes from elsewhere.
+    "Content-Security-Policy": "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; "
+    "frame-ancestors 'none'; form-action 'self'; base-uri 'self'",
+}
 _NOTHING_TO_SHOW = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
@@ -155,8 +160,7 @@ class _Answer:
             headers = MutableHeaders(scope=message)
             headers["X-Request-Id"] = self._request.id
             _add(headers, _SECURITY)
-            if not self._request.is_page:
-                _add(headers, _NOTHING_TO_SHOW)
+            _add(headers, _PAGE if self._request.is_page else _NOTHING_TO_SHOW)
         await self._send(message)
 
 

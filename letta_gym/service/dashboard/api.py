@@ -1,0 +1,70 @@
+"""The dashboard's way to the API: it is a caller like any other, with the same keys and rights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import gradio as gr
+import httpx
+
+_SECONDS = 150.0  # longer than any deadline of a task
+
+
+class Api:
+    """Calls the API.
+
+    Args:
+        address: where it listens.
+        app: the application itself, where the dashboard is part of it; then nothing is sent over
+            the network.
+    """
+
+    def __init__(self, address: str, app: Any = None) -> None:
+        transport = None if app is None else httpx.ASGITransport(app=app)
+        self._client = httpx.AsyncClient(
+            transport=transport, base_url=address, timeout=_SECONDS, trust_env=False
+        )
+
+    async def get(self, key: str, path: str, **query: Any) -> Any:
+        """The body of the answer to GET.
+
+        Raises:
+            gr.Error: in the words of the API.
+        """
+        return await self.send(key, "GET", path, query=query)
+
+    async def send(
+        self,
+        key: str,
+        method: str,
+        path: str,
+        body: Any = None,
+        query: Mapping[str, Any] | None = None,
+        content: bytes | None = None,
+    ) -> Any:
+        """The body of the answer; None where it has none.
+
+        Raises:
+            gr.Error: in the words of the API, or because it cannot be reached.
+        """
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        try:
+            answer = await self._client.request(
+                method, path, json=body, params=query, content=content, headers=headers
+            )
+        except httpx.HTTPError as error:
+            raise told(
+                "The API cannot be reached", f"{error or type(error).__name__}. Is it running?"
+            ) from error
+        if answer.status_code == 401:
+            raise told("An API key is needed", "Enter one at the top of the page.")
+        if answer.is_error:
+            problem = answer.json()
+            raise told(str(problem["title"]), str(problem["detail"]))
+        return answer.json() if answer.content else None
+
+
+def told(title: str, detail: str) -> gr.Error:
+    """An error that the page shows in words."""
+    return gr.Error(detail, title=title, duration=12, print_exception=False)
