@@ -41,7 +41,7 @@ from tests.stub_llm import MODEL
 Figures = dict[str, Figure]
 
 CONCURRENCY = 8
-PACE_ROLLOUTS, PACE_ROUNDS = 24, 4
+PACE_ROLLOUTS, PACE_ROUNDS = 24, 3
 LEARNING_ROLLOUTS = 480
 FAULTY_ROLLOUTS, FAULTY_SHARE, FAULTY_DEADLINE = 200, 0.2, 10.0
 KILLS = 20
@@ -129,7 +129,8 @@ def faults(url: str, model: str) -> Figures:
         Contents(url, model) as contents,
     ):
         data = _run_config(proxy.url, model, suite, steps=FAULTY_ROLLOUTS)
-        data["rest"] |= {"deadline": FAULTY_DEADLINE, "breaker": {"failures": 50}}
+        data["rest"] |= {"deadline": FAULTY_DEADLINE, "breaker": {"failures": 50}, "concurrency": 4}
+        data["train"]["ppo"] |= {"num_envs": 4, "num_steps": 10}
         run = LiveRun(resolve(LiveRunConfig, data), folder / "run")
         slowest = _longest_step(run)
         started = True
