@@ -94,6 +94,9 @@ figures: $(VENV)/.light ## measure the figures that the documentation shows
 figures-speed: $(VENV)/.dev ## measure speed and latency beside torch and Stable-Baselines3
 	$(BIN)/python -m benchmarks.speed
 
+figures-curves: $(VENV)/.dev ## measure learning and tight budgets in a fixed world
+	$(BIN)/python -m benchmarks.curves
+
 clean: ## remove build products and caches (keeps .venv and runs)
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
@@ -102,7 +105,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^##@ /{printf "\n%s:\n", substr($$0, 5)} \
 		/^[a-z][a-z-]*:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-.PHONY: install train evaluate tensorboard try dev test test-postgres lint format figures clean help .task test-letta-code test-ray test-letta figures-speed serve api ui test-ui
+.PHONY: install train evaluate tensorboard try dev test test-postgres lint format figures clean help .task test-letta-code test-ray test-letta figures-speed serve api ui test-ui figures-curves
 
 # What the targets above stand on. A stamp file in .venv says that a step is done; the two files
 # that decide what is installed make it stale.

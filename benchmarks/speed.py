@@ -107,13 +107,19 @@ def environments(obs: str) -> dict[str, float]:
     return rates(runs)
 
 
-def learner(config: RunConfig) -> PPO:
-    """Our PPO as ``configs/mock.yaml`` has it."""
+def learner(config: RunConfig, seed: int = 0) -> PPO:
+    """Our PPO as ``config`` has it."""
     env = SkillSelectionVectorEnv(
         config.train.ppo.num_envs, **config.environment(split="train").model_dump()
     )
-    rng = np.random.default_rng(0)
-    model = SkillPolicy(rng, config.env.max_skills, hidden=config.policy.hidden)
+    rng, start = np.random.default_rng(seed), config.policy
+    model = SkillPolicy(
+        rng,
+        config.env.max_skills,
+        hidden=start.hidden,
+        sharpness=start.sharpness,
+        threshold=start.threshold,
+    )
     return PPO(env, model, config.train.ppo, rng, total_steps=config.train.steps)
 
 

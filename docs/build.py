@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from benchmarks.figures import RESULTS
 from letta_gym.envs.checks import CHECKS_ANY, CHECKS_SINGLE, CHECKS_VECTOR, CHECKS_WRAPPER
 from letta_gym.files import write_atomically
 from letta_gym.selection.observation import CONTEXT, FEATURES, Column
@@ -50,7 +51,7 @@ def wrappers(classes: Iterable[type]) -> str:
 
 def comparison(name: str, metrics: Mapping[str, str]) -> str:
     """A Markdown table of a kept comparison: agents by ``metrics``, mean and half the interval."""
-    path = DOCS.parent / "benchmarks" / "results" / "learning" / f"{name}.json"
+    path = RESULTS / "learning" / f"{name}.json"
     agents = json.loads(path.read_text(encoding="utf-8"))["agents"]
     lines = [
         "| agent | " + " | ".join(metrics.values()) + " |",
@@ -84,6 +85,21 @@ BFCL = {
     "utility": "utility",
 }
 
+
+def figures(benchmark: str) -> str:
+    """A Markdown table of what a benchmark measured last, and where."""
+    kept = json.loads((RESULTS / f"{benchmark}.json").read_text(encoding="utf-8"))
+    versions = ", ".join(f"{name} {version}" for name, version in kept["versions"].items())
+    lines = [f"On {kept['machine']}, with {versions}:", ""]
+    lines += ["| figure | value | target | holds |", "|---|--:|--:|---|"]
+    for name, figure in kept["figures"].items():
+        value = figure["value"]
+        shown = f"{value:,.4g}" if isinstance(value, float) and value < 1000 else f"{value:,.0f}"
+        holds = {None: "", True: "yes", False: "no"}[figure["holds"]]
+        lines.append(f"| `{name}` | {shown} | {figure['target'] or ''} | {holds} |")
+    return "\n".join(lines)
+
+
 GENERATED: Mapping[str, Mapping[str, Callable[[], str]]] = {
     "environment.md": {
         "features": lambda: columns(FEATURES),
@@ -95,6 +111,7 @@ GENERATED: Mapping[str, Mapping[str, Callable[[], str]]] = {
         "metatool": lambda: comparison("metatool", METATOOL),
         "bfcl": lambda: comparison("bfcl", BFCL),
     },
+    "speed.md": {"speed": lambda: figures("speed")},
     "algorithms.md": {
         "wrappers": lambda: wrappers(CHECKS_WRAPPER),
         "checks-any": lambda: checks(CHECKS_ANY),
