@@ -358,6 +358,7 @@ def test_hooks_choose_for_each_prompt_and_leave_no_trace(
     assert run(capsys, "hook", "uninstall", "--project", project)[0] == cli.OK
     assert settings.read_text() == '{"model": "opus"}\n'
     assert sorted(path.name for path in project.rglob("*")) == [".letta", settings.name]
+    assert run(capsys, "hook", "serve", *options)[0] == cli.OK  # nobody to serve any more
     (decision, *_) = (tmp_path / "state").rglob("decisions.jsonl")
     assert json.loads(decision.read_text().splitlines()[-1])["prompt"] == TASK
 

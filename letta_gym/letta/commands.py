@@ -73,7 +73,8 @@ def serve(options: argparse.Namespace) -> int:
     narrowing = hook_server.Narrowing(
         selector, place.skills, place.decisions, _k(options, selector), options.budget
     )
-    hook_server.serve(narrowing, place.socket, IDLE)
+    if hook_settings.is_installed(place):  # it may have been removed while this was loading
+        hook_server.serve(narrowing, place.socket, IDLE)
     return 0
 
 
