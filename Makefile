@@ -74,6 +74,7 @@ test-ray: $(RAY)/.made ## test what needs Ray, in .venv-ray (about 1 GB with tor
 test-letta: $(VENV)/.dev $(SERVER)/.made $(LETTA_CODE)/.made $(EVALS)/.made ## run the tests on a real Letta server (1.3 GB)
 	$(BIN)/python -m pytest tests/letta
 	$(EVALS)/bin/python -m pytest tests/evals
+
 test-ui: $(VENV)/.ui ## drive the dashboard in a headless Chromium
 	.ci/with-chromium $(BIN)/python -m pytest -p no:cacheprovider tests/ui
 
@@ -97,6 +98,11 @@ figures-speed: $(VENV)/.dev ## measure speed and latency beside torch and Stable
 figures-curves: $(VENV)/.dev ## measure learning and tight budgets in a fixed world
 	$(BIN)/python -m benchmarks.curves
 
+default-policy: $(VENV)/.light ## train the policy that comes with the package
+	@if [ -d runs/default ]; then mv runs/default "runs/default-$$(date +%Y%m%d-%H%M%S)"; fi
+	$(BIN)/python train.py --config configs/mock.yaml --run-dir runs/default
+	cp runs/default/policy.safetensors letta_gym/selection/default.safetensors
+
 clean: ## remove build products and caches (keeps .venv and runs)
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
@@ -105,7 +111,9 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^##@ /{printf "\n%s:\n", substr($$0, 5)} \
 		/^[a-z][a-z-]*:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-.PHONY: install train evaluate tensorboard try dev test test-postgres lint format figures clean help .task test-letta-code test-ray test-letta figures-speed serve api ui test-ui figures-curves
+.PHONY: install train evaluate tensorboard serve api ui try dev test test-postgres test-letta \
+	test-letta-code test-ray test-ui lint format figures figures-speed figures-curves \
+	default-policy clean help .task
 
 # What the targets above stand on. A stamp file in .venv says that a step is done; the two files
 # that decide what is installed make it stale.

@@ -118,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     policy = commands.add_parser("policy", help="look into a policy file")
     of_policy = policy.add_subparsers(title="commands", required=True, metavar="COMMAND")
     one = _command(of_policy, "inspect", inspect, "show header, provenance, evaluation and tensors")
-    one.add_argument("policy", metavar="FILE", help="policy file")
+    one.add_argument("policy", metavar="FILE", help="policy file, or default")
     one.add_argument("--json", action="store_true", help="print JSON")
     store_commands.add_policy(of_policy)
 
@@ -139,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_select(commands: Any) -> None:
     one = _command(commands, "select", select, "choose skills for a task, and say why")
     one.add_argument("task", metavar="TASK", help="the task in words; after -- it may begin with -")
-    one.add_argument("--policy", required=True, metavar="FILE", help="policy file")
+    one.add_argument("--policy", required=True, metavar="FILE", help="policy file, or default")
     one.add_argument("--skills", required=True, metavar="DIR", help="folder of NAME/SKILL.md")
     one.add_argument(
         "-k", "--k", type=int, metavar="N", help="most skills to choose (3, or the policy's most)"

@@ -10,16 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 
+from agents.config import read
 from letta_gym.errors import EmbeddingError, PolicyFileError
 from letta_gym.feedback.evidence import EvidenceConfig
 from letta_gym.library.embeddings import PROBES
+from letta_gym.library.suite import bundled_suite
 from letta_gym.library.vectors import EmbedderIdentity, Float, snap
 from letta_gym.selection import network
 from letta_gym.selection.candidates import RetrievalConfig
 from letta_gym.selection.observation import CONTEXT, FEATURES, schema_hash
 from letta_gym.selection.policy import Policy
-from letta_gym.selection.policy_file import PolicyFile
+from letta_gym.selection.policy_file import DEFAULT_FILE, PolicyFile
 
+ROOT = Path(__file__).parent.parent
 IDENTITY = EmbedderIdentity("model", "ab" * 32, 16)
 
 
@@ -77,6 +80,17 @@ def test_the_file_says_what_it_is() -> None:
     assert header.dimensions == {"hidden": 6, "bilinear": 0, "max_skills": 2, "slots": 9}
     assert header.provenance == {"seed": 7}
     assert header.evaluation == {"return": 0.5}
+
+
+def test_the_policy_of_the_package_fits_this_version_and_says_where_it_comes_from() -> None:
+    file, loaded = PolicyFile.load("default"), Policy.load("default")
+    vectors = bundled_suite().vectors
+    assert vectors is not None
+    assert loaded.embedder == vectors.identity
+    assert loaded.digest == file.digest
+    assert DEFAULT_FILE.stat().st_size < 64_000
+    config = read(ROOT / "configs" / "mock.yaml", [])
+    assert file.header.provenance["config"] == config.model_dump(mode="json")
 
 
 def test_a_policy_of_other_columns_is_refused(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ NOT_SOURCE = (".*", "runs", "build", "dist", "*.egg-info", "__pycache__")
 USE_THE_PACKAGE = """
 import json
 import sys
+from pathlib import Path
 
 import letta_gym
 
@@ -36,11 +37,14 @@ action = np.zeros(env.action_space.shape, env.action_space.dtype)
 action[0] = 1
 after, reward, terminated, truncated, step_info = env.step(action)
 suite = bundled_suite()
+selector = SkillSelector.load("default", Path(letta_gym.__file__).parent / "bundled")
+selection = selector.select(suite.tasks[0].text, embedding=suite.vectors.tasks.matrix[0])
 print(json.dumps({
     "file": letta_gym.__file__,
     "path": sys.path,
     "heavy": sorted(heavy),
     "selector": SkillSelector.__module__,
+    "considered": len(selection.explain().candidates),
     "observations_in_space": [
         env.observation_space.contains(observation), env.observation_space.contains(after)
     ],
@@ -153,6 +157,7 @@ def test_the_installed_library_is_that_of_the_checkout(facts: dict[str, Any]) ->
 
 def test_the_runtime_comes_with_the_wheel(facts: dict[str, Any]) -> None:
     assert facts["selector"].startswith("letta_gym.selection.")
+    assert facts["considered"] == 12
 
 
 def test_the_installed_command_finds_the_bundled_skills(

@@ -24,6 +24,9 @@ from letta_gym.library.vectors import EmbedderIdentity, Float
 from letta_gym.sealed import SealError, digest_of, seal, unseal
 
 FORMAT_VERSION: Final = 1
+DEFAULT: Final = "default"
+"""Stands for the policy that comes with the package."""
+DEFAULT_FILE = Path(__file__).with_name("default.safetensors")
 
 _PROBES = "probes"
 
@@ -110,7 +113,7 @@ class PolicyFile:
         """Read a policy file.
 
         Args:
-            path: the file.
+            path: the file; "default" is the one that comes with the package.
             expected_schema: hash of the feature columns that the caller computes.
 
         Raises:
@@ -118,7 +121,7 @@ class PolicyFile:
                 other feature columns.
         """
         try:
-            data = Path(path).read_bytes()
+            data = (DEFAULT_FILE if path == DEFAULT else Path(path)).read_bytes()
         except OSError as error:
             raise PolicyFileError(f"cannot read the policy {path}: {error.strerror}") from error
         try:

@@ -150,7 +150,7 @@ class SkillSelector:
         """Load a policy file and a library.
 
         Args:
-            policy: a policy file, or a policy.
+            policy: a policy file, a policy, or "default" for the one that comes with the package.
             skills: a folder of ``SKILL.md`` (stored vectors are used where they are right), or a
                 library.
             embedder: embeds skills and tasks; by default whichever is installed, when needed.
