@@ -109,7 +109,7 @@ clean: ## remove build products and caches (keeps .venv and runs)
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^##@ /{printf "\n%s:\n", substr($$0, 5)} \
-		/^[a-z][a-z-]*:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+		/^[a-z][a-z-]*:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: install train evaluate tensorboard serve api ui try dev test test-postgres test-letta \
 	test-letta-code test-ray test-ui lint format figures figures-speed figures-curves \
