@@ -111,7 +111,10 @@ GENERATED: Mapping[str, Mapping[str, Callable[[], str]]] = {
         "metatool": lambda: comparison("metatool", METATOOL),
         "bfcl": lambda: comparison("bfcl", BFCL),
     },
-    "speed.md": {"speed": lambda: figures("speed")},
+    "speed.md": {
+        "speed": lambda: figures("speed"),
+        "curves": lambda: figures("curves"),
+    },
     "algorithms.md": {
         "wrappers": lambda: wrappers(CHECKS_WRAPPER),
         "checks-any": lambda: checks(CHECKS_ANY),
