@@ -15,6 +15,7 @@ from agents.kinds import read_run
 from agents.replay_config import ReplayRunConfig
 from letta_gym.config import Section, dump, load, override, read_yaml, resolve
 from letta_gym.errors import ConfigError
+from letta_gym.service.config import ServeConfig
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 
@@ -199,13 +200,20 @@ def test_a_missing_file_is_told_by_name(tmp_path: Path) -> None:
 # --- agents/config.py and the files of the project ------------------------------------------------
 
 
+def read_any(path: Path) -> Section:
+    """A configuration of a run, or that of the service."""
+    return load(ServeConfig, path) if path.name == "serve.yaml" else read_run(path, [])
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_every_configuration_of_the_project_fits_and_survives_a_round_trip(
     path: Path, tmp_path: Path
 ) -> None:
-    config = read_run(path, [])
+    config = read_any(path)
     assert set(leaves(read_yaml(path))) <= set(keys(type(config)))
-    assert read_run(write(tmp_path, dump(config)), []) == config
+    written = tmp_path / path.name
+    written.write_text(dump(config), encoding="utf-8")
+    assert read_any(written) == config
 
 
 @pytest.mark.parametrize(("name", "schema"), [("mock", RunConfig), ("replay", ReplayRunConfig)])

@@ -201,6 +201,19 @@ def test_the_mock_judges_a_text_as_the_tasks_that_are_nearest() -> None:
     assert len(mine) > 5
 
 
+def test_the_mock_takes_several_skills_at_once_and_a_vector_that_is_known() -> None:
+    letta = MockLetta(SUITE, seed=2)
+    skills = tuple(SUITE.library)[:3]
+    vector = EMBEDDER.encode([TEXT])[0]
+    known = [letta.carry_out(Rollout(TEXT, skills), vector) for _ in range(40)]
+    assert {len(outcome.loaded or ()) for outcome in known} >= {1, 2, 3}
+    embedded = MockLetta(SUITE, embedder=EMBEDDER, seed=2).carry_out(Rollout(TEXT, skills))
+    assert embedded.success == known[0].success
+    assert embedded.response == known[0].response
+    with pytest.raises(ConfigError, match="at most 64 skills; got 65"):
+        letta.carry_out(Rollout(TEXT, skills[:1] * 65), vector)
+
+
 def test_the_mock_repeats_itself_by_its_seed_alone() -> None:
     def outcomes(seed: int) -> list[Outcome]:
         letta = MockLetta(SUITE, embedder=EMBEDDER, seed=seed)

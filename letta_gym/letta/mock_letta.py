@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from letta_gym.errors import SuiteError
+from letta_gym.errors import ConfigError, SuiteError
 from letta_gym.feedback.evidence import EvidenceConfig, kernel
 from letta_gym.feedback.outcome import Outcome
 from letta_gym.letta.draws import Layout
@@ -22,6 +22,8 @@ Float = NDArray[np.float32]
 
 NEAREST = 5
 """Tasks of the suite that a text is judged by."""
+
+_MOST_SKILLS = 64  # of one task
 
 
 class MockLetta:
@@ -68,7 +70,9 @@ class MockLetta:
             relevant[t, [library.index(skill_id) for skill_id in task.relevant]] = True
         topic = np.where(relevant.any(1), relevant.argmax(1), -1)
         tokens = np.array([skill.tokens for skill in library], np.float32)
-        world = MockWorld(config, relevant, topic, np.arange(len(library)), tokens, 1, 1, 1)
+        world = MockWorld(
+            config, relevant, topic, np.arange(len(library)), tokens, 1, 1, _MOST_SKILLS
+        )
         draws = Layout(world.world_sizes() | world.step_sizes()).draw([self._rng])
         world.reset(np.zeros(1, np.int64), draws, np.zeros((1, len(library)), bool))
         return world
@@ -80,15 +84,25 @@ class MockLetta:
             MissingExtraError: a text has to be embedded and no embedder is installed.
             EmbeddingError: the embedder is of another model than the suite's vectors.
         """
-        return [self._outcome(rollout) for rollout in rollouts]
+        return [self.carry_out(rollout) for rollout in rollouts]
 
     async def run_async(self, rollouts: Sequence[Rollout]) -> list[Outcome]:
         """:meth:`run`; nothing is waited for."""
         return self.run(rollouts)
 
-    def _outcome(self, rollout: Rollout) -> Outcome:
+    def carry_out(self, rollout: Rollout, vector: Float | None = None) -> Outcome:
+        """What comes of one rollout; ``vector`` (D,) is that of its text, where it is known.
+
+        Raises:
+            ConfigError: more skills than any task may have.
+            MissingExtraError, EmbeddingError: as :meth:`run`.
+        """
         start, world = time.perf_counter(), self._world
-        tasks, weights = self._nearest(rollout.text)
+        if len(rollout.skills) > _MOST_SKILLS:
+            raise ConfigError(
+                f"a task of the mock takes at most {_MOST_SKILLS} skills; got {len(rollout.skills)}"
+            )
+        tasks, weights = self._nearest(rollout.text, vector)
         chance = world.load_probability(np.ones(len(rollout.skills), bool))
         on = self._rng.random(len(rollout.skills)) < chance
         loaded = [skill for skill, used in zip(rollout.skills, on.tolist(), strict=True) if used]
@@ -108,15 +122,20 @@ class MockLetta:
             source="simulation",
             latency=time.perf_counter() - start,
             stop_reason="end_turn",
-            response="(simulated: nobody carried this task out)",
+            response=f"Simulated: nothing was done. Judged as the task: {self._said(tasks)}",
         )
         return priced(outcome, self.reward)
 
-    def _nearest(self, text: str) -> tuple[NDArray[np.int64], Float]:
+    def _said(self, tasks: NDArray[np.int64]) -> str:
+        """The text of the nearest of ``tasks``."""
+        return self.suite.tasks[int(tasks[0])].text
+
+    def _nearest(self, text: str, vector: Float | None = None) -> tuple[NDArray[np.int64], Float]:
         """The nearest tasks of the suite, and their weights, which sum to 1; a known one alone."""
         if text in self._task:
             return np.array([self._task[text]]), np.ones(1, np.float32)
-        similarity = self._vectors.tasks.matrix @ self._embed(text)
+        at = self._embed(text) if vector is None else vector
+        similarity = self._vectors.tasks.matrix @ at
         tasks = np.argsort(-similarity, kind="stable")[:NEAREST]
         weights = kernel(similarity[tasks] - similarity[tasks[0]] + 1, EvidenceConfig().bandwidth)
         return tasks, weights / weights.sum()

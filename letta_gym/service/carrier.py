@@ -13,10 +13,10 @@ from letta_gym.feedback.outcome import Outcome
 from letta_gym.letta.code import CodeConfig, code_backend
 from letta_gym.letta.live import LiveBackend
 from letta_gym.letta.mock import MockConfig
+from letta_gym.letta.mock_letta import MockLetta
 from letta_gym.letta.rest import RestConfig, rest_backend
-from letta_gym.letta.reward import RewardConfig, priced
+from letta_gym.letta.reward import RewardConfig
 from letta_gym.letta.rollout import Rollout
-from letta_gym.letta.simulated import SimulatedLetta
 from letta_gym.library.skills import Skill
 from letta_gym.library.suite import bundled_suite
 from letta_gym.library.vectors import Float
@@ -68,14 +68,16 @@ class MockCarrier:
     """The offline mock."""
 
     def __init__(self, config: LettaConfig, seed: int) -> None:
-        self._letta = SimulatedLetta(bundled_suite(), config.mock, seed)
-        self._reward = config.reward
+        self._letta = MockLetta(
+            bundled_suite(), config=config.mock, reward=config.reward, seed=seed
+        )
 
     async def carry_out(
         self, task: str, vector: Float, skills: Sequence[tuple[Skill, Float]]
     ) -> Outcome:
         """At once, on the event loop."""
-        return priced(self._letta.carry_out(vector, skills), self._reward)
+        rollout = Rollout(task, tuple(skill for skill, _ in skills))
+        return self._letta.carry_out(rollout, vector)
 
     def close(self) -> None:
         """Nothing to do."""
