@@ -61,9 +61,10 @@ dev: $(VENV)/.dev ## install everything that developing needs (torch among it)
 test: lint ## lint, then run every test
 	$(BIN)/python -m pytest
 
-test-postgres: $(VENV)/.dev ## run the tests of the store on a PostgreSQL of their own
+test-postgres: $(VENV)/.dev ## run the tests of the store and the service on a PostgreSQL of their own
 	.ci/with-postgres $(BIN)/python -m pytest -p no:cacheprovider tests/test_store.py \
-		tests/test_promotion.py tests/test_transfer.py tests/test_analytics.py
+		tests/test_promotion.py tests/test_transfer.py tests/test_analytics.py \
+		tests/test_service.py tests/test_service_access.py
 
 test-letta-code: $(VENV)/.dev $(LETTA_CODE)/.made ## run the tests on a real Letta Code
 	$(BIN)/python -m pytest tests/letta/test_letta_code*.py

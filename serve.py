@@ -44,6 +44,9 @@ def serve(config: str, changes: Sequence[str]) -> None:
     except ModuleNotFoundError as error:
         raise MissingExtraError("serve", f"serving (module {error.name})") from error
 
+    # The event loop and the thread that writes the log take turns often: with Python's 5 ms an
+    # answer waits that long whenever the writer is at work.
+    sys.setswitchinterval(0.0005)
     settings = load(ServeConfig, config, changes)
     configure_logging(settings.service.log_level)
     uvicorn.run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from collections.abc import Iterator
@@ -11,12 +12,14 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from sqlalchemy import create_engine, make_url, text
 from starlette.testclient import TestClient
 
 from letta_gym.config import resolve
 from letta_gym.service.app import make_app
 from letta_gym.service.config import ServeConfig
 from letta_gym.service.service import Service
+from tests.stores import POSTGRES
 
 TASK = "Merge these three PDF files and number the pages"
 
@@ -26,7 +29,7 @@ def config(folder: Path, **sections: dict[str, Any]) -> ServeConfig:
     data: dict[str, dict[str, Any]] = {
         "service": {
             "data": str(folder),
-            "store": str(folder / "store.sqlite"),
+            "store": _store_of(folder),
             "policy": None,
             "ui": False,
             "log_level": "error",
@@ -36,6 +39,22 @@ def config(folder: Path, **sections: dict[str, Any]) -> ServeConfig:
     for name, changes in sections.items():
         data[name] = {**data.get(name, {}), **changes}
     return resolve(ServeConfig, data)
+
+
+def _store_of(folder: Path) -> str:
+    """The store of a folder: a file in it, or a database of its own on PostgreSQL."""
+    if POSTGRES is None:
+        return str(folder / "store.sqlite")
+    name = f"test_{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}"
+    engine = create_engine(
+        make_url(POSTGRES).set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT"
+    )
+    with engine.connect() as connection:
+        known = text("SELECT 1 FROM pg_database WHERE datname = :name")
+        if connection.scalar(known, {"name": name}) is None:
+            connection.execute(text(f"CREATE DATABASE {name}"))
+    engine.dispose()
+    return make_url(POSTGRES).set(database=name).render_as_string(hide_password=False)
 
 
 @contextmanager

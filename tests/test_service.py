@@ -223,7 +223,6 @@ def test_an_archive_brings_its_skills_and_nothing_else(fresh: TestClient, tmp_pa
             "SKILL.md": skill_md("top"),
         }
     )
-    before = {path for path in tmp_path.rglob("*") if path.is_file()}
     answer = fresh.post("/skills/import", content=data)
 
     assert answer.status_code == 200
@@ -234,10 +233,7 @@ def test_an_archive_brings_its_skills_and_nothing_else(fresh: TestClient, tmp_pa
         *("../evil/SKILL.md", "/abs/SKILL.md", "c:/drive/SKILL.md"),
         *("wrong-name/SKILL.md", "SKILL.md"),
     }
-    made = {path.suffix for path in tmp_path.rglob("*") if path.is_file()} - {
-        path.suffix for path in before
-    }
-    assert made <= {".sqlite-wal", ".sqlite-shm"}
+    assert [path for path in tmp_path.parent.rglob("*") if path.name == "SKILL.md"] == []
     assert ids(select(fresh, NOVEL)) == ["good-one"]
 
 
