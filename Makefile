@@ -51,6 +51,13 @@ api: serve ## the same
 ui: $(VENV)/.serve ## serve the dashboard alone, port 8001, of an API that runs on port 8000
 	$(BIN)/python -m letta_gym.service.dashboard
 
+up: ## build and start the container of the service, with PostgreSQL (needs Docker)
+	@test -f .env || { echo "There is no .env yet: cp .env.example .env, and set the password" >&2; exit 2; }
+	docker compose up --build --detach --wait
+
+down: ## stop it again; its data is kept
+	docker compose down
+
 try: .task $(POLICY) $(VENV)/.embedder ## choose skills for any text: make try TASK="..."
 	@$(BIN)/letta-gym select --policy $(POLICY) --skills skills -- "$$TASK"
 
@@ -112,7 +119,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^##@ /{printf "\n%s:\n", substr($$0, 5)} \
 		/^[a-z][a-z-]*:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-.PHONY: install train evaluate tensorboard serve api ui try dev test test-postgres test-letta \
+.PHONY: install train evaluate tensorboard serve api ui up down try dev test test-postgres test-letta \
 	test-letta-code test-ray test-ui lint format figures figures-speed figures-curves \
 	default-policy clean help .task
 
