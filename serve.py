@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 from collections.abc import Sequence
 
@@ -49,8 +50,12 @@ def serve(config: str, changes: Sequence[str]) -> None:
     sys.setswitchinterval(0.0005)
     settings = load(ServeConfig, config, changes)
     configure_logging(settings.service.log_level)
+    app = make_app(settings)
+    # What is loaded by now stays: looking through it again stops every request for 50 to 100 ms.
+    gc.collect()
+    gc.freeze()
     uvicorn.run(
-        make_app(settings),
+        app,
         host=settings.service.host,
         port=settings.service.port,
         log_level="warning",
