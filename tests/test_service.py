@@ -223,6 +223,8 @@ def test_an_archive_brings_its_skills_and_nothing_else(fresh: TestClient, tmp_pa
             "SKILL.md": skill_md("top"),
         }
     )
+    around = tmp_path.parent
+    before = set(around.rglob("SKILL.md"))
     answer = fresh.post("/skills/import", content=data)
 
     assert answer.status_code == 200
@@ -233,7 +235,7 @@ def test_an_archive_brings_its_skills_and_nothing_else(fresh: TestClient, tmp_pa
         *("../evil/SKILL.md", "/abs/SKILL.md", "c:/drive/SKILL.md"),
         *("wrong-name/SKILL.md", "SKILL.md"),
     }
-    assert [path for path in tmp_path.parent.rglob("*") if path.name == "SKILL.md"] == []
+    assert set(around.rglob("SKILL.md")) == before
     assert ids(select(fresh, NOVEL)) == ["good-one"]
 
 
