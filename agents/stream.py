@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from agents.best_weights import best_of
 from agents.ppo import PPO, Metrics, OnStep
 from agents.replay_config import ReplayRunConfig
 from agents.skill_policy import SkillPolicy
@@ -31,6 +32,7 @@ class StreamTrainer:
 
     Attributes:
         steps: outcomes of the whole pass.
+        untrained: the weights that training began with.
         ppo: learns on the stream; ``rehearsing`` on rehearsals, None before the first.
     """
 
@@ -62,6 +64,8 @@ class StreamTrainer:
             dimension=self.driver.dimension,
             without=config.policy.without,
         )
+        start = self.model.parameters.as_dict()
+        self.untrained: Weights = {name: weight.copy() for name, weight in start.items()}
         self.ppo = PPO(
             self.env, self.model, c.ppo, self.rng, total_steps=self.steps, on_step=on_step
         )
@@ -127,9 +131,22 @@ class StreamTrainer:
         driver.sessions.set_state(self.driver.sessions.get_state())
         return driver
 
+    def chosen(self) -> tuple[Weights, bool]:
+        """What earns most on the validation tasks, and whether that is the trained weights.
+
+        The others are the untrained ones. The trained are averaged if the average is kept, and both
+        have the level of STOP that is best for them.
+        """
+        driver = self.copied()
+        trained = self.ppo.parameters.as_dict()
+        both = [with_stop_level(weights, driver) for weights in (self.untrained, trained)]
+        rng = np.random.default_rng([self.config.seed, self.split_seed, 3])
+        best = best_of(both, driver, rng)
+        return both[best], best == 1
+
     def weights(self) -> Weights:
-        """Averaged weights if they are kept, with the level of STOP set on validation tasks."""
-        return with_stop_level(self.ppo.parameters.as_dict(), self.copied())
+        """See :meth:`chosen`."""
+        return self.chosen()[0]
 
     def policy(self) -> Policy:
         """The policy as trained so far."""

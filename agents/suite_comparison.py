@@ -62,10 +62,15 @@ def trained(config: ReplayRunConfig, split_seed: int) -> Metrics:
 
 
 def tried(trainer: StreamTrainer) -> Metrics:
-    """Metrics of a policy that was trained; its deployment is copied and goes on from there."""
+    """Metrics of a policy that was trained; its deployment is copied and goes on from there.
+
+    ``trained`` is 1 where training did better on validation tasks than the untrained weights.
+    """
     config = trainer.config
     rng = np.random.default_rng([config.seed, trainer.split_seed, 2])
-    return trial(opponents.Sampled(trainer.weights(), rng), trainer.copied(), config)
+    weights, improved = trainer.chosen()
+    found = trial(opponents.Sampled(weights, rng), trainer.copied(), config)
+    return found | {"trained": float(improved)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,13 +17,16 @@ import train
 from agents import baselines, trial
 from agents.actor_critic import Observation
 from agents.baselines import Choice, Learned, Scene, Threshold
+from agents.best_weights import best_of, earned, parts
 from agents.kinds import read_run
 from agents.replay_config import ReplayRunConfig
+from agents.stop_level import with_stop_level
 from agents.stream import StreamTrainer
 from agents.stream_run import StreamRun
 from agents.suite_comparison import compare_on_suite, deployment, played
 from letta_gym.errors import ConfigError
 from letta_gym.selection import network
+from letta_gym.selection.observation import FEATURE
 from letta_gym.selection.policy import Policy
 from tests.small_suite import make_suite, write_suite
 
@@ -145,16 +148,48 @@ def test_the_level_of_stop_earns_most_on_the_validation_tasks(folder: str) -> No
         weights = {**raw, "stop_level": raw["stop_level"] + np.float32(shift)}
         return trial.metrics(trial.look(Learned(weights), trainer.copied(), tasks))["utility"]
 
-    chosen = float(trainer.weights()["stop_level"][0] - raw["stop_level"][0])
+    levelled = with_stop_level(raw, trainer.copied())
+    chosen = float(levelled["stop_level"][0] - raw["stop_level"][0])
     assert earned(chosen) > earned(0)
     assert earned(chosen) >= max(earned(chosen + by) for by in (-200, -20, -3, 3, 20, 200)) - 1e-9
-    assert trainer.weights()["score_linear"] is not trainer.model.parameters["score_linear"]
+    assert levelled["score_linear"] is not trainer.model.parameters["score_linear"]
 
 
 def test_without_a_task_that_needs_nothing_the_level_of_stop_stays(tmp_path: Path) -> None:
     path = str(write_suite(tmp_path, make_suite(200, none_share=0.0)))
     trainer = StreamTrainer(config(path), 0)
-    assert trainer.weights()["stop_level"] == trainer.ppo.parameters.as_dict()["stop_level"]
+    raw = trainer.ppo.parameters.as_dict()
+    assert with_stop_level(raw, trainer.copied())["stop_level"] == raw["stop_level"]
+
+
+def test_training_that_did_harm_is_not_used(folder: str) -> None:
+    trainer = StreamTrainer(config(folder), 0)
+    trainer.train()
+    assert trainer.ppo.ema is not None
+    linear = trainer.ppo.ema.parameters["score_linear"]
+    linear[:] = -linear
+    weights, improved = trainer.chosen()
+    assert not improved
+    np.testing.assert_array_equal(weights["score_linear"], trainer.untrained["score_linear"])
+    trainer.untrained, worse = trainer.ppo.parameters.as_dict(), trainer.untrained
+    linear[:] = worse["score_linear"]
+    assert trainer.chosen()[1]
+
+
+def test_weights_that_forget_new_skills_are_not_the_best(folder: str) -> None:
+    """What shuns skills without outcomes is as good on known skills, and useless on hidden ones."""
+    trainer = StreamTrainer(config(folder), 0)
+    trainer.train()
+    shy = {name: weight.copy() for name, weight in trainer.untrained.items()}
+    shy["score_linear"][FEATURE["certainty"]] = 50.0
+    driver, rng = trainer.copied(), np.random.default_rng(0)
+    entries, part = driver.sessions.memory.entries(), parts(driver, rng)
+    assert set(part.tolist()) == set(range(5))
+    nothing = np.zeros(0, np.int64)
+    lost = [earned(w, driver, part) - earned(w, driver, nothing) for w in (trainer.untrained, shy)]
+    assert lost[0] > lost[1] + 0.2
+    assert best_of([shy, trainer.untrained], driver, rng) == 1
+    np.testing.assert_array_equal(entries.note, driver.sessions.memory.entries().note)
 
 
 # --- trials ---------------------------------------------------------------------------------------
@@ -282,6 +317,7 @@ def test_a_run_keeps_its_comparison_in_the_common_form(run: Path) -> None:
         assert 0 <= found["success"]["mean"] <= 1
     agents = evaluation["agents"]
     assert agents["none"]["none_recall"]["mean"] == 1
+    assert agents["learned"]["trained"]["mean"] in {0, 0.5, 1}
     assert agents["none"]["utility"]["mean"] < agents["learned"]["utility"]["mean"]
 
 
