@@ -1,7 +1,8 @@
 """What is learned from outcomes on task sets that nobody here wrote.
 
 ``python -m benchmarks.learning --suites DIR`` (or ``SUITES=DIR``): a folder that holds the suites
-``metatool`` and ``bfcl`` with vectors (``letta-gym embed DIR/metatool``). Every constant is that of
+``metatool``, ``bfcl`` and ``llmrouter`` with vectors (``letta-gym embed DIR/metatool``). Every
+constant is that of
 ``configs/replay.yaml``; what a suite needs besides stands in :data:`CHANGES`.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 import time
@@ -19,13 +21,13 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from agents import baselines
-from agents.baselines import Agent, Threshold
+from agents.baselines import Agent, Learned, Threshold
 from agents.evaluation import Interval
 from agents.kinds import read_run
 from agents.replay_config import ReplayRunConfig
 from agents.stream import StreamTrainer
-from agents.suite_comparison import SuiteComparison, compare_on_suite, played, trained
-from agents.trial import Metrics, trial
+from agents.suite_comparison import SuiteComparison, compare_on_suite, deployment, played, trained
+from agents.trial import Metrics, Rows, look, metrics, trial, tune
 from benchmarks.figures import RESULTS, Figure, at_least, below, report
 from letta_gym.envs.replay import ReplayDriver
 from letta_gym.errors import LettaGymError
@@ -33,12 +35,15 @@ from letta_gym.feedback.evidence import EvidenceConfig
 from letta_gym.feedback.memory import OutcomeMemory
 from letta_gym.library.vectors import snap
 from letta_gym.selection.observation import FEATURE
+from letta_gym.selection.policy import Policy
+from letta_gym.selection.policy_file import DEFAULT
 
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "configs/replay.yaml"
 
 CHANGES: Mapping[str, tuple[str, ...]] = {
-    "metatool": (),
+    # Which tools are new decides more than anything else: twice as many draws.
+    "metatool": ("evaluate.splits=10",),
     # 834 functions, of which each task offers 8; 454 train tasks, so they are asked several times.
     "bfcl": (
         *("env.new_skills=0", "env.candidates=8", "env.validation=0.15", "train.slots=0"),
@@ -48,6 +53,9 @@ CHANGES: Mapping[str, tuple[str, ...]] = {
     "subsets": ("env.new_skills=0", "evaluate.split=test_multi", "evaluate.splits=2"),
     "two_passes": ("train.passes=2",),
 }
+
+COMPARED: Mapping[str, str] = {"hit_at_1": "hit", "success": "success", "utility": "utility"}
+"""Metrics that the package's policy is compared in with retrieval -> their rows of each task."""
 
 Figures = dict[str, Figure]
 
@@ -191,6 +199,57 @@ def ablation(suites: Path) -> Figures:
     return {f"gain_of_{name}": Figure(sums[""] - sums[name]) for name in FEATURE}
 
 
+def default(suites: Path) -> Figures:
+    """The package's policy on libraries that it never saw, before any outcome, beside retrieval.
+
+    ``top`` loads the first skill of hybrid retrieval whatever its score; like the policy, it knows
+    no label. ``hybrid`` has a level below which it loads nothing, set by the labels of validation
+    tasks. Differences are paired over the test tasks.
+    """
+    policy, figures = Policy.load(DEFAULT), {}
+    for suite in ("metatool", "bfcl", "llmrouter"):
+        c = served(config(suites, suite, ("env.validation=0.15",)), policy)
+        top = Threshold("top", "retrieval", baselines.hybrid, -math.inf, 1)
+        hybrid = Threshold("hybrid", "retrieval", baselines.hybrid, 0, 1)
+        found = {}
+        for name, agent in (("top", top), ("hybrid", hybrid), ("default", Learned(policy.weights))):
+            driver = deployment(c, 0, agent.slots)
+            if agent is hybrid:
+                tune(hybrid, driver)
+            driver.sessions.open_library()
+            found[name] = look(agent, driver, driver.sessions.tasks("test"))
+            shown = metrics(found[name])
+            for metric in (*COMPARED, "skills_per_task", "none_recall", "none_precision"):
+                if not math.isnan(shown[metric]):
+                    figures[f"{name}_{suite}_{metric}"] = Figure(shown[metric])
+        for other in ("top", "hybrid"):
+            figures |= compared(found["default"], found[other], f"default_{suite}", other)
+    return figures
+
+
+def compared(mine: Rows, others: Rows, name: str, other: str) -> Figures:
+    """Mean paired differences; one holds whose 95 % interval does not lie below 0."""
+    figures = {}
+    for metric, row in COMPARED.items():
+        which = mine["needed"] | (metric != "hit_at_1")
+        over = Interval.of((mine[row][which].astype(float) - others[row][which]).tolist())
+        figures[f"{name}_{metric}_over_{other}"] = Figure(over.mean, "high >= 0", over.high >= 0)
+        figures[f"{name}_{metric}_over_{other}_high"] = Figure(over.high)
+    return figures
+
+
+def served(config: ReplayRunConfig, policy: Policy) -> ReplayRunConfig:
+    """The run with the constants that a selector has with ``policy``."""
+    terms = {
+        "max_skills": policy.max_skills,
+        "candidates": min(policy.slots, len(config.environment().pool().ids)),
+        "token_price": policy.token_price * 1000,
+        "new_skills": 0.0,
+    }
+    changes = {"evidence": policy.evidence, "retrieval": policy.retrieval}
+    return config.model_copy(update={"env": config.env.model_copy(update=terms), **changes})
+
+
 PARTS: Mapping[str, Callable[[Path], Figures]] = {
     "memory": memory,
     "throughput": throughput,
@@ -199,6 +258,7 @@ PARTS: Mapping[str, Callable[[Path], Figures]] = {
     "metatool": metatool,
     "two_passes": two_passes,
     "ablation": ablation,
+    "default": default,
 }
 
 

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks.figures import RESULTS
 from letta_gym.envs.checks import CHECKS_ANY, CHECKS_SINGLE, CHECKS_VECTOR, CHECKS_WRAPPER
@@ -86,6 +87,38 @@ BFCL = {
 }
 
 
+def first_day(agents: Mapping[str, str]) -> str:
+    """A Markdown table of the package's policy before any outcome, beside retrieval."""
+    found = _kept("learning")
+    metrics = {"hit_at_1": "Hit@1", **BFCL, "skills_per_task": "skills"}
+    lines = ["| suite | agent | " + " | ".join(metrics.values()) + " |"]
+    lines.append("|---|---" + "|--:" * len(metrics) + "|")
+    for suite in ("metatool", "bfcl", "llmrouter"):
+        for agent, shown in agents.items():
+            keys = (f"{agent}_{suite}_{metric}" for metric in metrics)
+            cells = [f"{found[key]['value']:.3f}" if key in found else "-" for key in keys]
+            lines.append(f"| {suite} | {shown} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def ablation() -> str:
+    """A Markdown table of what each column of the features adds."""
+    prefix, lines = "gain_of_", ["| column | adds |", "|---|--:|"]
+    for name, figure in _kept("learning").items():
+        if name.startswith(prefix):
+            lines.append(f"| `{name.removeprefix(prefix)}` | {figure['value']:+.4f} |")
+    return "\n".join(lines)
+
+
+def _kept(benchmark: str) -> Mapping[str, Mapping[str, Any]]:
+    kept = json.loads((RESULTS / f"{benchmark}.json").read_text(encoding="utf-8"))
+    found: Mapping[str, Mapping[str, Any]] = kept["figures"]
+    return found
+
+
+FIRST_DAY = {"top": "retrieval", "hybrid": "retrieval, tuned", "default": "`default`"}
+
+
 def figures(benchmark: str) -> str:
     """A Markdown table of what a benchmark measured last, and where."""
     kept = json.loads((RESULTS / f"{benchmark}.json").read_text(encoding="utf-8"))
@@ -110,6 +143,7 @@ GENERATED: Mapping[str, Mapping[str, Callable[[], str]]] = {
     "replay.md": {
         "metatool": lambda: comparison("metatool", METATOOL),
         "bfcl": lambda: comparison("bfcl", BFCL),
+        "default": lambda: first_day(FIRST_DAY),
     },
     "speed.md": {
         "speed": lambda: figures("speed"),
