@@ -143,6 +143,7 @@ GENERATED: Mapping[str, Mapping[str, Callable[[], str]]] = {
     "replay.md": {
         "metatool": lambda: comparison("metatool", METATOOL),
         "bfcl": lambda: comparison("bfcl", BFCL),
+        "ablation": ablation,
         "default": lambda: first_day(FIRST_DAY),
     },
     "speed.md": {
