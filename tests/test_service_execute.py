@@ -19,7 +19,7 @@ from letta_gym.library.skills import Skill
 from letta_gym.library.vectors import Float
 from tests.services import TASK, config, running, service_of
 
-Skills = Sequence[tuple[Skill, Float]]
+Skills = Sequence[Skill]
 
 
 class Scripted:
@@ -57,7 +57,7 @@ def execute(client: TestClient, key: str | None = None) -> Any:
 
 
 def done(skills: Skills) -> Outcome:
-    return Outcome(1.0, tuple(s.id for s, _ in skills), response="Done.", latency=0.25)
+    return Outcome(1.0, tuple(s.id for s in skills), response="Done.", latency=0.25)
 
 
 def test_the_mock_carries_a_task_out_and_its_outcome_is_learned(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_a_task_is_carried_out_with_exactly_the_chosen_skills(client: TestClient
     seen: list[list[str]] = []
 
     def act(skills: Skills) -> Outcome:
-        seen.append([skill.id for skill, _ in skills])
+        seen.append([skill.id for skill in skills])
         return done(skills)
 
     scripted(client, act)

@@ -53,10 +53,8 @@ class LettaConfig(Section):
 class Carrier(Protocol):
     """Carries one task out."""
 
-    async def carry_out(
-        self, task: str, vector: Float, skills: Sequence[tuple[Skill, Float]]
-    ) -> Outcome:
-        """What came of ``task``, with exactly ``skills``; vectors have the shape (D,)."""
+    async def carry_out(self, task: str, vector: Float, skills: Sequence[Skill]) -> Outcome:
+        """What came of ``task``, with exactly ``skills``; ``vector`` is the task's, shape (D,)."""
         ...
 
     def close(self) -> None:
@@ -72,11 +70,9 @@ class MockCarrier:
             bundled_suite(), config=config.mock, reward=config.reward, seed=seed
         )
 
-    async def carry_out(
-        self, task: str, vector: Float, skills: Sequence[tuple[Skill, Float]]
-    ) -> Outcome:
+    async def carry_out(self, task: str, vector: Float, skills: Sequence[Skill]) -> Outcome:
         """At once, on the event loop."""
-        rollout = Rollout(task, tuple(skill for skill, _ in skills))
+        rollout = Rollout(task, tuple(skills))
         return self._letta.carry_out(rollout, vector)
 
     def close(self) -> None:
@@ -89,11 +85,9 @@ class LiveCarrier:
     def __init__(self, backend: LiveBackend) -> None:
         self._backend = backend
 
-    async def carry_out(
-        self, task: str, vector: Float, skills: Sequence[tuple[Skill, Float]]
-    ) -> Outcome:
+    async def carry_out(self, task: str, vector: Float, skills: Sequence[Skill]) -> Outcome:
         """On the backend's own event loop."""
-        rollout = Rollout(task, tuple(skill for skill, _ in skills), self._backend.grader)
+        rollout = Rollout(task, tuple(skills), self._backend.grader)
         (outcome,) = await self._backend.run_async([rollout])
         return outcome
 
@@ -129,7 +123,7 @@ class Queue:
         carrier: Carrier,
         task: str,
         vector: Float,
-        skills: Sequence[tuple[Skill, Float]],
+        skills: Sequence[Skill],
     ) -> Outcome:
         """What came of ``task``.
 

@@ -11,7 +11,7 @@ import numpy as np
 from letta_gym.errors import DecisionError
 from letta_gym.feedback.memory import OutcomeMemory
 from letta_gym.feedback.outcome import Outcome
-from letta_gym.library.skills import Skill, SkillLibrary
+from letta_gym.library.skills import SkillLibrary
 from letta_gym.library.vectors import Float
 from letta_gym.selection.policy import Policy
 from letta_gym.selection.runtime import Selection, SkillSelector
@@ -87,13 +87,6 @@ class Desk:
             )
         k = min(3, selector.policy.max_skills) if k is None else k
         return selector.select(text, k, token_budget, explore, vector, available)
-
-    def vectors_of(self, selection: Selection) -> list[tuple[Skill, Float]]:
-        """The chosen skills with their vectors, shape (D,) each."""
-        chosen = selection.skills
-        if not chosen:
-            return []
-        return list(zip(chosen, self._terms.vectors.of(chosen).matrix, strict=True))
 
     async def kept(self, decision_id: str) -> None:
         """Return once the decision is on the database."""

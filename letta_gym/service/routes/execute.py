@@ -95,8 +95,7 @@ async def execute_task(
 
 async def _execute(of: service.Service, viewer: Viewer, body: SelectRequest) -> ExecuteResponse:
     desk, selection, vector, fallback = await chosen_for(of, viewer, body)
-    skills = desk.vectors_of(selection)
-    outcome = await of.queue.carry_out(of.carrier, body.task, vector, skills)
+    outcome = await of.queue.carry_out(of.carrier, body.task, vector, selection.skills)
     chosen = view(selection, fallback)
     if outcome.success is not None or outcome.response is None:
         await desk.record(selection.decision_id, outcome)
