@@ -186,6 +186,18 @@ def test_an_empty_memory_leaves_the_retrieval_ranking(config: EvidenceConfig) ->
     assert (np.diff(ascending, axis=1) > 0).all()
 
 
+def test_rank_takes_the_same_slots_from_many_columns_as_a_full_sort() -> None:
+    rng = np.random.default_rng(4)
+    score = rng.integers(0, 40, (3, 400)).astype(np.float32) / np.float32(40)  # many ties
+    available = rng.random((3, 400)) < 0.9
+    for left, found in (
+        (score, rank(score, None, 5)),
+        (np.where(available, score, -9), rank(score, available, 5)),
+    ):
+        expected = np.argsort(-left, axis=1, kind="stable")[:, :5]
+        np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize("config", CONFIGS)
 def test_a_success_raises_a_skill_and_a_failure_lowers_it(config: EvidenceConfig) -> None:
     score, best = np.full((1, 1), 0.5, np.float32), np.full((1, 1), 0.5, np.float32)

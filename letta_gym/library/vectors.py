@@ -80,7 +80,7 @@ def is_snapped(vector: NDArray[Any]) -> bool:
         return False
     units = vector * np.float32(GRID)
     # Rounding and cutting shorten a row of a few thousand components by 2 % at worst.
-    return bool(0.95 < vector @ vector <= 1) and bool((np.rint(units) == units).all())
+    return bool(0.95 < vector @ vector <= 1) and not np.count_nonzero(np.rint(units) != units)
 
 
 def to_units(matrix: Float) -> NDArray[np.int16]:

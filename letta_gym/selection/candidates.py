@@ -17,6 +17,8 @@ Bool = NDArray[np.bool_]
 _LAST = 2.0**40
 """Rank of what is not available: behind every score."""
 
+_MANY = 8  # times as many columns as slots: from here on it pays to part the best before sorting
+
 
 class RetrievalConfig(Section):
     """How dense and lexical scores are fused; ``lexical_weight`` 0 is dense retrieval alone."""
@@ -34,10 +36,12 @@ def fuse(dense: Float, lexical: Float, config: RetrievalConfig) -> Float:
 
     Unlike a sum of ranks or of z-scores it keeps the level, which tells whether *any* skill fits.
     """
-    return (dense + np.float32(config.lexical_weight) * lexical).astype(np.float32)
+    fused: Float = lexical * np.float32(config.lexical_weight)
+    fused += dense
+    return fused
 
 
-def rank(score: Float, available: Bool, slots: int) -> Int:
+def rank(score: Float, available: Bool | None, slots: int) -> Int:
     """The ``slots`` best available columns of each row, best first; unavailable ones come last.
 
     Scores are rounded to 1e-5 and ties keep the order of the columns (which is that of the ids),
@@ -45,7 +49,7 @@ def rank(score: Float, available: Bool, slots: int) -> Int:
 
     Args:
         score: shape (B, n).
-        available: shape (B, n).
+        available: shape (B, n); None where all are.
         slots: M, at most n.
 
     Returns:
@@ -54,9 +58,16 @@ def rank(score: Float, available: Bool, slots: int) -> Int:
     columns = score.shape[-1]
     # Score and column in one integer, so that a plain sort, much faster than a stable argsort with
     # its gathers, gives the order of both.
-    key = np.where(available, np.rint(score * -1e5), _LAST).astype(np.int64)
+    order = score * -1e5
+    np.rint(order, out=order)
+    if available is not None:
+        order = np.where(available, order, _LAST)
+    key = order.astype(np.int64)
     key *= columns
     key += np.arange(columns)
+    if columns > _MANY * slots:
+        key.partition(slots, -1)
+        key = np.ascontiguousarray(key[..., :slots])
     key.sort(-1)
     best: Int = key[..., :slots] % columns
     return best

@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from letta_gym.selection.observation import CONTEXT, FEATURE, FEATURES
+from letta_gym.selection.observation import CONTEXT, FEATURE, FEATURES, all_free
 
 Floats: TypeAlias = NDArray[np.floating[Any]]
 Weights: TypeAlias = Mapping[str, Floats]
@@ -96,10 +96,12 @@ def pool(features: Floats, context: Floats, mask: NDArray[np.bool_]) -> Floats:
 
     Masked slots of ``features`` are zero; ``mask`` (B, M) is true where a slot is not masked.
     """
+    total = np.add.reduce(features, 1)  # masked slots are zero
+    if all_free(mask):
+        mean = total / total.dtype.type(mask.shape[1])
+        parts = [context, np.maximum.reduce(features, 1), mean]
+        return np.concatenate(parts, 1, dtype=features.dtype)
     free = mask.sum(-1, keepdims=True, dtype=features.dtype)
-    total = features.sum(1)  # masked slots are zero
-    if mask.all():
-        return np.concatenate([context, features.max(1), total / free], 1, dtype=features.dtype)
     largest = (features + _barrier(mask, features.dtype)[..., None]).max(1)
     parts = [context, np.where(free > 0, largest, 0), total / np.maximum(free, 1)]
     return np.concatenate(parts, 1, dtype=features.dtype)
@@ -138,7 +140,9 @@ def _logits(
     stop_hidden = np.tanh(pooled @ w["stop_hidden"] + w["stop_bias"])
     logits = np.empty((batch, slots + 1), features.dtype)
     scores = flat @ w["score_linear"] + hidden.reshape(batch * slots, -1) @ w["score_out"]
-    logits[:, :-1] = np.where(mask, scores.reshape(batch, slots), -np.inf)
+    logits[:, :-1] = scores.reshape(batch, slots)
+    if not all_free(mask):
+        np.copyto(logits[:, :-1], -np.inf, where=~mask)
     logits[:, -1] = pooled @ w["stop_linear"] + stop_hidden @ w["stop_out"] + w["stop_level"]
     return logits, hidden, stop_hidden
 

@@ -188,12 +188,13 @@ def features(s: Situation, config: EvidenceConfig, token_price: float) -> Float:
         token_price: what a token costs in units of reward.
     """
     e, mask, k = s.evidence, s.mask, config.prior_strength
-    barrier = np.where(mask, np.float32(0), _LOWEST)
+    barrier = None if all_free(mask) else np.where(mask, np.float32(0), _LOWEST)
     columns = np.empty((len(FEATURES), *mask.shape), np.float32)
     columns[_SCORES] = s.scores.table
     columns[_JUDGEMENT] = s.judgement.table
     ranked, gaps = columns[_RANKED], columns[_GAPS]
-    np.subtract(ranked, (ranked + barrier).max(-1, keepdims=True), out=gaps)
+    free = ranked if barrier is None else ranked + barrier
+    np.subtract(ranked, np.maximum.reduce(free, -1, keepdims=True), out=gaps)
     at, here = FEATURE, s.alone_nearby
     near = k + e.success_mass + e.failure_mass
     np.subtract((k * here + e.success_mass) / near, here, out=columns[at["local_gain"]])
@@ -205,7 +206,8 @@ def features(s: Situation, config: EvidenceConfig, token_price: float) -> Float:
     columns *= _SCALE
     np.maximum(columns, _FEATURE_LOW, out=columns)
     np.minimum(columns, _FEATURE_HIGH, out=columns)
-    columns *= mask
+    if barrier is not None:
+        columns *= mask
     return np.ascontiguousarray(columns.transpose(1, 2, 0))
 
 
@@ -214,8 +216,11 @@ def context(s: Situation, f: Float) -> Float:
 
     Every number lies within the bounds of its column.
     """
-    ranked = np.where(s.mask, np.ascontiguousarray(f.transpose(2, 0, 1)[_RANKED]), _LOWEST)
-    retrieval, gain = ranked.max(-1, keepdims=True) * s.mask.any(-1, keepdims=True)
+    ranked, free = np.ascontiguousarray(f.transpose(2, 0, 1)[_RANKED]), all_free(s.mask)
+    if not free:
+        ranked = np.where(s.mask, ranked, _LOWEST)
+    best = np.maximum.reduce(ranked, -1, keepdims=True)
+    retrieval, gain = best if free else best * s.mask.any(-1, keepdims=True)
     values = (
         s.tokens_left / s.budget,
         s.tokens_left / np.maximum(s.tasks_left, 1) / 1000,
@@ -233,7 +238,14 @@ def context(s: Situation, f: Float) -> Float:
     return np.minimum(c, _CONTEXT_HIGH, out=c)
 
 
-def alike_columns(merit: Float, certainty: Float, alike: Int, barrier: Float, out: Float) -> None:
+def all_free(mask: Bool) -> bool:
+    """Whether every slot may be chosen, so that nothing has to be masked."""
+    return bool(np.count_nonzero(mask) == mask.size)
+
+
+def alike_columns(
+    merit: Float, certainty: Float, alike: Int, barrier: Float | None, out: Float
+) -> None:
     """Write what the unmasked look-alikes of each slot say about it; 0 without any.
 
     Of two look-alikes often only one works, so a good one speaks against the other.
@@ -241,7 +253,8 @@ def alike_columns(merit: Float, certainty: Float, alike: Int, barrier: Float, ou
     Args:
         merit, certainty: of each slot, shape (B, M).
         alike: slots of the look-alikes, padded with M, shape (W, B, M).
-        barrier: 0 where a slot may be chosen, :data:`_LOWEST` elsewhere, shape (B, M).
+        barrier: 0 where a slot may be chosen, :data:`_LOWEST` elsewhere, shape (B, M); None where
+            every slot may be.
         out: shape (4, B, M): merit less the mean merit of the look-alikes; their largest merit;
             their mean certainty; 1 where there is one.
     """
@@ -251,7 +264,7 @@ def alike_columns(merit: Float, certainty: Float, alike: Int, barrier: Float, ou
         return
     # One slot more, which stands for "no look-alike": as far below as a masked one.
     said = np.full((2, batch, slots + 1), _LOWEST)
-    np.add(merit, barrier, out=said[0, :, :-1])
+    said[0, :, :-1] = merit if barrier is None else merit + barrier
     said[1, :, :-1] = certainty
     heard = said.reshape(2, -1).take(flat(alike, slots + 1), 1)
     there = heard[0] > _LOWEST / 2

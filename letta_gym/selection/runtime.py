@@ -313,24 +313,27 @@ class SkillSelector:
         The stages are those of the environment, in the same order.
         """
         shelf, p = self.shelf, self.policy
-        usable = shelf.usable(available)
+        usable = None if available is None else shelf.usable(available)[None]
         board = np.empty((_BOARD, 1, len(shelf)), np.float32)
         scores, judgement = Scores(board[:3]), board[3:7]
         np.matmul(shelf.vectors, vector, out=scores.dense[0])
         scores.lexical[0] = shelf.lexical(text)
         retrieval = scores.retrieval
         retrieval[:] = candidates.fuse(scores.dense, scores.lexical, p.retrieval)
-        best = retrieval.max() if available is None else retrieval[:, usable].max()
+        best = np.maximum.reduce(retrieval if usable is None else retrieval[usable], None)
         tables = self.memory.tables(vector[None], shelf.keys)
         board[7:] = tables[:, :, 1:]
         alone = Evidence(tables[:, 0, 0])
         general = alone_rate(alone, p.evidence)
         judged = judge(retrieval, best, Evidence(board[7:]), general, p.evidence, judgement)
-        slots = candidates.rank(judged.closed_form, usable[None], self.slots)
+        slots = candidates.rank(judged.closed_form, usable, self.slots)
         rows = slots[0]
         shown = board.take(rows, 2)
         tokens = shelf.tokens.take(slots)
         tokens_left = np.float32(session.tokens_left)
+        mask = tokens <= tokens_left
+        if usable is not None:
+            mask &= usable[0].take(slots)
         return rows, Situation(
             scores=Scores(shown[:3]),
             judgement=Judgement(shown[3:7]),
@@ -340,7 +343,7 @@ class SkillSelector:
             alone_nearby=alone_nearby(alone, general, p.evidence),
             alike=shelf.alike(slots),
             tokens=tokens,
-            mask=usable.take(slots) & (tokens <= tokens_left),
+            mask=mask,
             tokens_left=tokens_left,
             budget=np.float32(session.token_budget),
             tasks_left=np.float32(session.tasks_left),

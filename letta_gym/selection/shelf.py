@@ -46,7 +46,6 @@ class Shelf:
             length N + 1.
         vectors: snapped skill vectors, shape (N, D).
         tokens: cost of each skill, shape (N,).
-        everything: True for each skill, shape (N,).
 
     Raises:
         SkillError: the library is empty.
@@ -59,7 +58,6 @@ class Shelf:
     keys: tuple[str, ...]
     vectors: Float
     tokens: Float
-    everything: Bool
 
     def __init__(
         self,
@@ -131,7 +129,6 @@ class Shelf:
         self.keys = (ALONE, *(skill.content_hash for skill in skills))
         self.vectors = np.stack(list(self._current.values()))
         self.tokens = np.array([skill.tokens for skill in skills], np.float32)
-        self.everything = np.ones(len(skills), bool)
         self._row = {skill_id: i for i, skill_id in enumerate(self.ids)}
         self._index = LexicalIndex([document(skill) for skill in skills])
         self.__dict__.pop("_alike", None)
@@ -147,14 +144,12 @@ class Shelf:
             return look_alikes(self.vectors[rows[0]])[:, None]
         return alike_slots(self._alike, rows)
 
-    def usable(self, available: Collection[str] | None) -> Bool:
-        """Which skills may be chosen, shape (N,): those of ``available``, or all for None.
+    def usable(self, available: Collection[str]) -> Bool:
+        """Which skills may be chosen, shape (N,): those of ``available``.
 
         Raises:
             ConfigError: an id that the library lacks, or none at all.
         """
-        if available is None:
-            return self.everything
         usable = np.zeros(len(self), bool)
         for skill_id in available:
             if skill_id not in self._row:
