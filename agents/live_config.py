@@ -10,8 +10,8 @@ from agents.config import PolicyConfig, SuiteConfig
 from agents.ppo import PPOConfig
 from letta_gym.config import Section
 from letta_gym.envs.live import LiveEnvConfig
+from letta_gym.feedback.entries import MemoryConfig
 from letta_gym.feedback.evidence import EvidenceConfig
-from letta_gym.feedback.memory import MemoryConfig
 from letta_gym.letta.code import CodeConfig
 from letta_gym.letta.ray_backend import RayConfig
 from letta_gym.letta.rest import RestConfig

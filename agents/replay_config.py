@@ -11,8 +11,8 @@ from agents.ppo import PPOConfig
 from letta_gym.config import Section
 from letta_gym.envs.deployment import DeploymentConfig, ReplayConfig
 from letta_gym.envs.rehearsal import RehearsalConfig, RehearsalOptions
+from letta_gym.feedback.entries import MemoryConfig
 from letta_gym.feedback.evidence import EvidenceConfig
-from letta_gym.feedback.memory import MemoryConfig
 from letta_gym.selection.candidates import RetrievalConfig
 
 

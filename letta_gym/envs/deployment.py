@@ -12,6 +12,7 @@ from pydantic import Field
 from letta_gym.config import Section, resolve
 from letta_gym.envs.catalogue import Catalogue, catalogue, new_skills, with_validation
 from letta_gym.errors import ConfigError, SuiteError
+from letta_gym.feedback.entries import Entries, MemoryConfig
 from letta_gym.feedback.evidence import (
     Evidence,
     EvidenceConfig,
@@ -20,7 +21,7 @@ from letta_gym.feedback.evidence import (
     fit,
     judge,
 )
-from letta_gym.feedback.memory import ALONE, Entries, MemoryConfig, OutcomeMemory
+from letta_gym.feedback.memory import ALONE, OutcomeMemory
 from letta_gym.letta.backend import Outcomes, Requests
 from letta_gym.letta.replay import Labels, Rule
 from letta_gym.selection import candidates

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
-from letta_gym.config import Section
 from letta_gym.errors import ConfigError
+from letta_gym.feedback.entries import Entries, MemoryConfig
 from letta_gym.feedback.evidence import Evidence, EvidenceConfig, kernel
 from letta_gym.feedback.pages import PAGE, Pages, Plan
 
@@ -25,43 +23,6 @@ ALONE = ""
 _CACHED = 1 << 16  # numbers of one kind that stay in the cache
 _COPIED = 64  # pages that are copied out at a time
 _NOBODY, _ALONE = 0, 1  # columns: of unknown keys, always empty; of ALONE
-
-
-class MemoryConfig(Section):
-    """How much an :class:`OutcomeMemory` keeps.
-
-    ``capacity``: outcomes in all; the oldest goes first.
-    ``newest``, ``reservoir``: of each skill its newest outcomes, and a uniform sample of those
-    before. Together at most 1,024, so that sums of graded outcomes are exact.
-    ``half_life``: outcomes, of any skill, after which one counts half as much; null for never.
-    """
-
-    capacity: int = Field(default=50_000, ge=1)
-    newest: int = Field(default=512, ge=1)
-    reservoir: int = Field(default=512, ge=0)
-    half_life: float | None = Field(default=None, gt=0)
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Entries:
-    """Outcomes of a memory, oldest first; E of them, and n keys.
-
-    Attributes:
-        keys: content hashes of skills, or :data:`ALONE`, length n.
-        key: which of the keys each outcome is of, shape (E,).
-        vectors: task vectors, shape (E, D).
-        success, fit: as they were added, shape (E,).
-        note: number that each was added with, shape (E,).
-        serial: when each was added, as a count of all outcomes, shape (E,).
-    """
-
-    keys: tuple[str, ...]
-    key: Int
-    vectors: Float
-    success: Float
-    fit: Float
-    note: Int
-    serial: Int
 
 
 class OutcomeMemory:
@@ -329,7 +290,7 @@ class OutcomeMemory:
                 weight *= scale
             np.multiply(weight, shares[2:, None], out=into[2:])
             for half, combine in ((slice(0, 2), np.maximum), (slice(2, 4), np.add)):
-                found = _by_owner(combine, into[half], plan)
+                found = plan.combine(combine, into[half])
                 np.maximum(found, 0, out=found)
                 tables[half, first : first + step][..., plan.which] = found
 
@@ -443,18 +404,3 @@ class OutcomeMemory:
             total += np.bincount(column, share, self._totals.shape[1])
         self._seen += np.bincount(column, minlength=len(self._seen))
         self._stamp[:] = self._clock
-
-
-def _by_owner(combine: np.ufunc, values: Float, plan: Plan) -> Float:
-    """Combine what was said row by row, (2, b, R), for each owner with rows, (2, b, K)."""
-    if plan.pages is not None:
-        return cast(Float, combine.reduceat(values, plan.starts * PAGE, axis=2))
-    paged = values.reshape(*values.shape[:2], -1, PAGE)
-    if values.shape[1] == 1:
-        rows = paged.take(plan.order, 2).reshape(2, 1, -1)
-        return cast(Float, combine.reduceat(rows, plan.starts * PAGE, axis=2))
-    # One place of all pages after the other: NumPy is slow at reducing a short last axis.
-    whole = combine(paged[..., 0], paged[..., 1])
-    for place in range(2, PAGE):
-        combine(whole, paged[..., place], out=whole)
-    return cast(Float, combine.reduceat(whole[..., plan.order], plan.starts, axis=2))

@@ -11,8 +11,9 @@ from typing import Final
 
 from letta_gym.config import resolve
 from letta_gym.errors import ConfigError, EmbeddingError, MemoryFileError
+from letta_gym.feedback.entries import Entries, MemoryConfig
 from letta_gym.feedback.evidence import EvidenceConfig
-from letta_gym.feedback.memory import Entries, MemoryConfig, OutcomeMemory
+from letta_gym.feedback.memory import OutcomeMemory
 from letta_gym.files import write_atomically
 from letta_gym.library.vectors import from_units, to_units
 from letta_gym.sealed import SealError, Tensors, seal, unseal

@@ -7,10 +7,12 @@ added or taken away without moving others about, and little room is wasted.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+Float = NDArray[np.float32]
 Int = NDArray[np.int64]
 
 PAGE = 8
@@ -32,6 +34,28 @@ class Plan:
     order: Int
     starts: Int
     which: Int
+
+    def combine(self, how: np.ufunc, values: Float) -> Float:
+        """Combine what was said of each row that was read, for each owner that has pages.
+
+        Args:
+            how: maximum, or add.
+            values: shape (2, b, R); of an owner's idle rows it must be what changes nothing.
+
+        Returns:
+            shape (2, b, K).
+        """
+        if self.pages is not None:
+            return cast(Float, how.reduceat(values, self.starts * PAGE, axis=2))
+        paged = values.reshape(*values.shape[:2], -1, PAGE)
+        if values.shape[1] == 1:
+            rows = paged.take(self.order, 2).reshape(2, 1, -1)
+            return cast(Float, how.reduceat(rows, self.starts * PAGE, axis=2))
+        # One place of all pages after the other: NumPy is slow at reducing a short last axis.
+        whole = how(paged[..., 0], paged[..., 1])
+        for place in range(2, PAGE):
+            how(whole, paged[..., place], out=whole)
+        return cast(Float, how.reduceat(whole[..., self.order], self.starts, axis=2))
 
 
 class Pages:
