@@ -26,12 +26,12 @@ from letta_gym.selection.explanation import Explanation, Trace, explain
 from letta_gym.selection.exploration import Draw, Explorer
 from letta_gym.selection.observation import Scores, Situation, context, features
 from letta_gym.selection.policy import Policy
+from letta_gym.selection.session import UNLIMITED, Session
 from letta_gym.selection.shelf import Shelf
 
 Float = NDArray[np.float32]
 Int = NDArray[np.int64]
 
-_UNLIMITED = 1e9  # tokens; far beyond any context
 _BOARD = len(Scores.NAMES) + len(Judgement.NAMES) + len(Evidence.NAMES)
 
 
@@ -72,30 +72,18 @@ class _Pending(NamedTuple):
     session: Session
 
 
-class Session:
-    """A stream of tasks under one token budget; its selector keeps the evidence."""
+class _Choice(NamedTuple):
+    """A choice with all that it was made of; ``order`` are the slots carried out, best first."""
 
-    def __init__(self, selector: SkillSelector, token_budget: float, horizon: int) -> None:
-        if not token_budget > 0 or horizon < 1:
-            raise ConfigError(
-                "a session needs a token budget above 0 and a horizon of at least 1 task; "
-                f"got {token_budget} and {horizon}"
-            )
-        self._selector = selector
-        self.token_budget = self.tokens_left = min(float(token_budget), _UNLIMITED)
-        self.horizon = self.tasks_left = horizon
-
-    def select(
-        self,
-        text: str,
-        k: int = 3,
-        *,
-        explore: bool = False,
-        embedding: Float | None = None,
-        available: Collection[str] | None = None,
-    ) -> Selection:
-        """Choose for the next task; see :meth:`SkillSelector.select`."""
-        return self._selector._choose(self, text, k, explore, embedding, available)
+    text: str
+    vector: Float
+    rows: Int
+    situation: Situation
+    features: Float
+    context: Float
+    logits: Float
+    draw: Draw
+    order: list[int]
 
 
 class SkillSelector:
@@ -193,7 +181,7 @@ class SkillSelector:
             EmbeddingError: the embedding has the wrong shape, or no direction.
             MissingExtraError: the text has to be embedded and no embedder is installed.
         """
-        budget = _UNLIMITED if token_budget is None else token_budget
+        budget = UNLIMITED if token_budget is None else token_budget
         return self._choose(Session(self, budget, 1), text, k, explore, embedding, available)
 
     def record(self, decision_id: str, outcome: Outcome) -> None:
@@ -243,62 +231,81 @@ class SkillSelector:
     ) -> Selection:
         if not 1 <= k <= self.policy.max_skills:
             raise ConfigError(f"k must lie in 1..{self.policy.max_skills}; got {k}")
-        policy, shelf = self.policy, self.shelf
-        shelf.refresh()
-        vector = self._embed(text, embedding)
+        self.shelf.refresh()
+        choice = self._weigh(session, text, k, explore, self._embed(text, embedding), available)
+        picks = self._picks(choice, choice.order)
+        decision_id = f"{self._name}-{next(self._numbers)}"
+        if self.log is not None:
+            self.log.decided(self._decision(decision_id, choice, picks))
+        waiting = _Pending(choice.vector, {one.skill: one for one in picks}, session)
+        self._remember(decision_id, waiting)
+        session.tasks_left = max(session.tasks_left - 1, 0)
+        return self._selection(decision_id, choice)
+
+    def _weigh(
+        self,
+        session: Session,
+        text: str,
+        k: int,
+        explore: bool,
+        vector: Float,
+        available: Collection[str] | None,
+    ) -> _Choice:
+        """Score the candidates and take the best of them, or draw."""
+        policy = self.policy
         rows, situation = self.situation(session, text, vector, available)
         f = features(situation, policy.evidence, policy.token_price)
         c = context(situation, f)
         logits = network.logits(policy.weights, f, c, situation.mask)
         if bilinear.rank(policy.weights):
-            bilinear.add(policy.weights, logits, (vector[None], shelf.vectors[rows][None]))
+            bilinear.add(policy.weights, logits, (vector[None], self.shelf.vectors[rows][None]))
         draw = self._draw(logits, situation, k, explore)
         score = logits[0].tolist()
         order = sorted(_affordable(draw.picks, situation, k), key=lambda slot: (-score[slot], slot))
+        return _Choice(text, vector, rows, situation, f, c, logits, draw, order)
+
+    def _selection(self, decision_id: str, choice: _Choice) -> Selection:
+        shelf, rows, order, draw = self.shelf, choice.rows, choice.order, choice.draw
+        logits, e = choice.logits[0], choice.situation.evidence
         skills = tuple([shelf.skills[rows[slot]] for slot in order])
-        decision_id = f"{self._name}-{next(self._numbers)}"
-        chosen = self._picks(situation, rows, order)
-        if self.log is not None:
-            self.log.decided(
-                Decision(
-                    id=decision_id,
-                    task=text,
-                    vector=vector,
-                    skills=tuple([shelf.skills[row] for row in rows]),
-                    keys=tuple([shelf.keys[row + 1] for row in rows]),
-                    features=f[0],
-                    context=c[0],
-                    scores=logits[0],
-                    picks=chosen,
-                    k=draw.picks.shape[1],
-                    log_propensity=draw.log_propensity,
-                    explored=draw.explored,
-                    policy_digest=policy.digest,
-                    hold_rate=draw.hold_rate,
-                    held_out=next(iter(self._picks(situation, rows, draw.held_out)), None),
-                )
-            )
-        self._remember(decision_id, _Pending(vector, {one.skill: one for one in chosen}, session))
-        session.tasks_left = max(session.tasks_left - 1, 0)
-        e = situation.evidence
         return Selection(
             decision_id=decision_id,
             skills=skills,
-            scores=tuple([score[slot] for slot in order]),
-            stop_score=score[-1],
+            scores=tuple([logits.item(slot) for slot in order]),
+            stop_score=logits.item(-1),
             tokens=sum([skill.tokens for skill in skills]),
             log_propensity=draw.log_propensity,
             explored=draw.explored,
-            policy_digest=policy.digest,
+            policy_digest=self.policy.digest,
             _trace=Trace(
                 shelf.ids,
                 rows,
                 order,
-                logits[0],
-                f[0],
-                situation.tokens[0],
+                logits,
+                choice.features[0],
+                choice.situation.tokens[0],
                 (e.fit_successes + e.fit_failures)[0],
             ),
+        )
+
+    def _decision(self, decision_id: str, choice: _Choice, picks: tuple[Pick, ...]) -> Decision:
+        shelf, rows, draw = self.shelf, choice.rows, choice.draw
+        return Decision(
+            id=decision_id,
+            task=choice.text,
+            vector=choice.vector,
+            skills=tuple([shelf.skills[row] for row in rows]),
+            keys=tuple([shelf.keys[row + 1] for row in rows]),
+            features=choice.features[0],
+            context=choice.context[0],
+            scores=choice.logits[0],
+            picks=picks,
+            k=draw.picks.shape[1],
+            log_propensity=draw.log_propensity,
+            explored=draw.explored,
+            policy_digest=self.policy.digest,
+            hold_rate=draw.hold_rate,
+            held_out=next(iter(self._picks(choice, draw.held_out)), None),
         )
 
     def situation(
@@ -382,11 +389,11 @@ class SkillSelector:
         picks = subset.sample(exact, k, self.rng)
         return Draw(picks, float(subset.set_log_prob(exact, picks)[0]), explored=True)
 
-    def _picks(self, situation: Situation, rows: Int, order: Sequence[int]) -> tuple[Pick, ...]:
+    def _picks(self, choice: _Choice, order: Sequence[int]) -> tuple[Pick, ...]:
         picks: list[Pick] = []
-        meant = situation.judgement.fit[0]
+        meant = choice.situation.judgement.fit[0]
         for slot in order:
-            row = rows[slot]
+            row = choice.rows[slot]
             skill = self.shelf.skills[row]
             key = self.shelf.keys[row + 1]
             picks.append(Pick(slot, skill.id, key, float(meant[slot]), skill.tokens))
@@ -406,7 +413,7 @@ class SkillSelector:
             )
         waiting = self.log.waiting(decision_id)
         chosen = {pick.skill: pick for pick in waiting.picks}
-        return _Pending(waiting.vector, chosen, Session(self, _UNLIMITED, 1))
+        return _Pending(waiting.vector, chosen, Session(self, UNLIMITED, 1))
 
 
 def _affordable(picks: Int, situation: Situation, k: int) -> list[int]:
