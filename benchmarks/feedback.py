@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.figures import report
-from benchmarks.loop import deployments, estimates, promotions, recording
+from benchmarks.loop import broken, deployments, estimates, promotions, recording
 
 
 def main() -> int:
@@ -26,7 +26,7 @@ def main() -> int:
     )
     options = parser.parse_args()
     figures = estimates.figures(options.suites) | promotions.figures(options.suites)
-    figures |= deployments.figures() | recording.figures()
+    figures |= deployments.figures() | broken.figures() | recording.figures()
     report("feedback", figures, ("sqlalchemy",))
     return 0
 

@@ -13,12 +13,17 @@ from pydantic import ValidationError
 
 from letta_gym.feedback.decision import Decision, Waiting
 from letta_gym.feedback.outcome import Outcome
-from letta_gym.selection.exploration import ExplorationConfig, Explorer, set_log_prob
+from letta_gym.selection.exploration import (
+    DailyBudget,
+    ExplorationConfig,
+    Explorer,
+    set_log_prob,
+)
 from tests.stores import Clock
 from tests.test_runtime import TEXT, selector
 
 LOGITS = np.array([[0.5, -0.5, -np.inf, 1.0, 0.2]])  # four slots, one masked, and stopping
-UNTRIED = np.array([False, True, True, False])
+OUTCOMES = np.array([20, 0, 0, 3], np.float32)  # two slots were never tried
 EAGER = ExplorationConfig(epsilon=0.2, untried=0.1, hold_rate=0.3, daily_budget=10**9)
 
 
@@ -37,12 +42,13 @@ def padded(members: tuple[int, ...], k: int) -> Any:
         EAGER,
         ExplorationConfig(epsilon=0, untried=0, hold_rate=0.02),
         ExplorationConfig(epsilon=0.05, untried=0.3, hold_rate=0),
+        ExplorationConfig(epsilon=0.1, untried=0.1, hold_rate=0.02, hold_fresh=0.4),
     ],
 )
 def test_the_probabilities_of_all_sets_add_up_to_one(k: int, config: ExplorationConfig) -> None:
-    for untried in (np.array([1]), np.array([], int)):
+    for outcomes in (OUTCOMES, OUTCOMES + 1):
         total = sum(
-            math.exp(set_log_prob(LOGITS, padded(members, k), untried, config))
+            math.exp(set_log_prob(LOGITS, padded(members, k), outcomes, config))
             for members in every_set(4, k)
         )
         assert total == pytest.approx(1, abs=1e-12)
@@ -50,15 +56,15 @@ def test_the_probabilities_of_all_sets_add_up_to_one(k: int, config: Exploration
 
 def test_sets_come_as_often_as_is_said() -> None:
     explorer, rng, n = Explorer(EAGER), np.random.default_rng(0), 8_000
-    draws = [explorer.draw(LOGITS, 2, UNTRIED, rng) for _ in range(n)]
+    draws = [explorer.draw(LOGITS, 2, OUTCOMES, rng) for _ in range(n)]
     counts = Counter(tuple(sorted(s for s in d.picks[0].tolist() if s >= 0)) for d in draws)
     for members in every_set(4, 2):
-        p = math.exp(set_log_prob(LOGITS, padded(members, 2), np.array([1]), EAGER))
+        p = math.exp(set_log_prob(LOGITS, padded(members, 2), OUTCOMES, EAGER))
         assert counts[members] / n == pytest.approx(p, abs=4 * math.sqrt(p / n) + 1e-9), members
     held = [d for d in draws if d.held_out]
 
     assert all(d.held_out[0] not in d.picks for d in held)
-    assert {d.hold_rate for d in draws} == {0.3}
+    assert {d.hold_rate for d in draws} == {0.0, 0.3}  # there is nothing to hold out of no skill
     some = sum((d.picks >= 0).any() or bool(d.held_out) for d in draws)
     assert len(held) / some == pytest.approx(0.3, abs=0.025)
 
@@ -66,34 +72,52 @@ def test_sets_come_as_often_as_is_said() -> None:
 def test_what_is_said_of_a_draw_is_the_probability_of_its_set() -> None:
     explorer, rng = Explorer(EAGER), np.random.default_rng(1)
     for _ in range(50):
-        draw = explorer.draw(LOGITS, 2, UNTRIED, rng)
-        said = set_log_prob(LOGITS, draw.picks, np.array([1]), EAGER)
+        draw = explorer.draw(LOGITS, 2, OUTCOMES, rng)
+        said = set_log_prob(LOGITS, draw.picks, OUTCOMES, EAGER)
         assert draw.log_propensity == pytest.approx(said)
 
 
 def test_a_never_tried_skill_has_its_floor() -> None:
     hopeless = np.array([[5.0, -50.0, 0.0]])
     explorer = Explorer(ExplorationConfig(epsilon=0, untried=0.1, hold_rate=0))
-    rng, untried = np.random.default_rng(0), np.array([False, True])
-    share = np.mean([1 in explorer.draw(hopeless, 1, untried, rng).picks for _ in range(400)])
+    rng, outcomes = np.random.default_rng(0), np.array([1, 0], np.float32)
+    share = np.mean([1 in explorer.draw(hopeless, 1, outcomes, rng).picks for _ in range(400)])
 
     assert 0.06 < share < 0.14
-    tried = explorer.draw(hopeless, 1, np.array([False, False]), rng)
+    tried = explorer.draw(hopeless, 1, np.array([1, 1], np.float32), rng)
     assert tried.picks.tolist() == [[0]]
+
+
+def test_of_fresh_skills_more_are_held_out() -> None:
+    config = ExplorationConfig(epsilon=0, untried=0, hold_rate=0.02, hold_fresh=0.4, fresh=15)
+    explorer, rng, n = Explorer(config, DailyBudget(10**9)), np.random.default_rng(0), 6_000
+    draws = [explorer.draw(LOGITS, 2, OUTCOMES, rng) for _ in range(n)]
+    known: list[float] = []
+    fresh: list[float] = []
+    for draw in draws:
+        chosen = {*draw.picks[0].tolist(), *draw.held_out} - {-1}
+        if chosen:
+            (known if chosen == {0} else fresh).append(draw.hold_rate)
+            said = set_log_prob(LOGITS, draw.picks, OUTCOMES, config)
+            assert draw.log_propensity == said
+    held = sum(bool(d.held_out) for d in draws if d.hold_rate == 0.4)
+
+    assert (set(known), set(fresh)) == ({0.02}, {0.4})
+    assert held / len(fresh) == pytest.approx(0.4, abs=0.03)
 
 
 def test_the_budget_of_a_day_is_kept() -> None:
     clock = Clock()
-    explorer = Explorer(EAGER.model_copy(update={"daily_budget": 5}), clock)
+    explorer = Explorer(EAGER, DailyBudget(5, clock))
     rng = np.random.default_rng(0)
 
     def different(n: int) -> int:
-        draws = [explorer.draw(LOGITS, 2, UNTRIED, rng) for _ in range(n)]
+        draws = [explorer.draw(LOGITS, 2, OUTCOMES, rng) for _ in range(n)]
         return sum(set(d.picks[0].tolist()) != {0, 3} for d in draws)
 
     assert different(200) == 5
-    assert explorer.left == 0
-    calm = explorer.draw(LOGITS, 2, UNTRIED, rng)
+    assert explorer.budget.left == 0
+    calm = explorer.draw(LOGITS, 2, OUTCOMES, rng)
     assert (calm.explored, calm.log_propensity, calm.hold_rate) == (False, 0.0, 0.0)
     clock.pass_days(0.9)
     assert different(50) == 0
@@ -133,7 +157,7 @@ def test_a_selector_explores_only_when_asked_and_logs_what_it_held_out() -> None
         assert one.key == decision.keys[one.slot]
         assert one.slot not in [pick.slot for pick in decision.picks]
         assert len(decision.picks) < 2
-    assert {d.hold_rate for d in log.kept[1:]} == {0.3}
+    assert {d.hold_rate for d in log.kept[1:]} <= {0.0, 0.3}
 
 
 def test_skills_with_outcomes_are_not_untried() -> None:

@@ -1,4 +1,4 @@
-"""Agents at work in the mock's world: what a transfer is worth, and how a broken skill is noticed.
+"""Agents at work in the mock's world, and what a transfer from one to another is worth.
 
 Each agent serves random tasks of the bundled suite with a selector whose network is untrained, so
 that only evidence teaches it, and explores by sampling. Six of ten skills have a look-alike, and
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.figures import Figure, below
+from benchmarks.figures import Figure
 from benchmarks.runtime import untrained
 from letta_gym.feedback.outcome import Outcome
 from letta_gym.feedback.transfer import Bundle, TransferConfig
@@ -23,6 +23,7 @@ from letta_gym.library.passages import described
 from letta_gym.library.skills import Skill, SkillLibrary
 from letta_gym.library.suite import Suite, bundled_suite
 from letta_gym.library.vectors import VectorTable, snap, text_hash
+from letta_gym.selection.exploration import Explorer
 from letta_gym.selection.policy import Policy
 from letta_gym.selection.runtime import Selection, SkillSelector
 from letta_gym.selection.shelf import Shelf
@@ -33,7 +34,6 @@ SEEDS, DONOR_TASKS, SAMPLE, NEAR = 20, 1_600, 120, 0.01
 LOOKS = (0, 25, 50, 100, 200, 400, 800, 1_600)
 TWIN_SHARE, TWIN_DISTANCE = 0.6, 0.25  # cosine 0.97, as configs/mock.yaml has it
 FIRST = 100  # tasks in which a bundle from elsewhere must not cost much
-USES, WINDOW, PATIENCE = 40, 30, 100
 
 Int = NDArray[np.int64]
 
@@ -105,14 +105,16 @@ class Past:
 class Agent:
     """A selector at work in a world of its own, or in that of another agent."""
 
-    def __init__(self, shop: Shop, world: MockWorld, seed: int) -> None:
+    def __init__(
+        self, shop: Shop, world: MockWorld, seed: int, explorer: Explorer | None = None
+    ) -> None:
         assert shop.suite.vectors is not None
         self.suite, self.world = shop.suite, world
         self.rng = np.random.default_rng(seed)
         self.ids = [skill.id for skill in shop.skills]
         self.vectors = shop.suite.vectors.tasks.matrix
         shelf = Shelf(SkillLibrary(shop.skills), shop.policy, shop.table)
-        self.selector = SkillSelector(shop.policy, shelf, rng=self.rng)
+        self.selector = SkillSelector(shop.policy, shelf, rng=self.rng, explorer=explorer)
         self.past: list[Past] = []
 
     def choose(self, task: int, *, explore: bool) -> tuple[Selection, Int]:
@@ -173,10 +175,6 @@ class Agent:
 def figures() -> dict[str, Figure]:
     """All of this part."""
     shop = Shop.open()
-    return _transfer(shop) | _broken(shop)
-
-
-def _transfer(shop: Shop) -> dict[str, Figure]:
     ratios, costs, levels = [], [], []
     for seed in range(SEEDS):
         rng = np.random.default_rng(seed)
@@ -199,8 +197,8 @@ def _transfer(shop: Shop) -> dict[str, Figure]:
             ratios.append(needed["same"] / needed["fresh"])
         costs.append(first["fresh"] - first["other"])
         levels.append(first["same"] - first["fresh"])
-    low, high = _interval(ratios)
-    cost_low, cost_high = _interval(costs)
+    low, high = interval(ratios)
+    cost_low, cost_high = interval(costs)
     ratio, cost = float(np.mean(ratios)), float(np.mean(costs))
     return {
         "transfer_seeds_with_something_to_learn": Figure(len(ratios)),
@@ -230,53 +228,7 @@ def _until(
     return (LOOKS[-1] if needed is None else needed), float(np.mean(expected[:FIRST]))
 
 
-def _broken(shop: Shop) -> dict[str, Figure]:
-    """A skill that helps is replaced by one that does not, and later mended."""
-    rates, drawn, returns = [], [], []
-    for seed in range(SEEDS):
-        rng = np.random.default_rng(seed)
-        world = shop.world(rng)
-        strong = np.flatnonzero(world.gain[0] >= MockConfig().strong_gain[0])
-        number = int(rng.choice(strong))
-        fitting = np.flatnonzero(world.relevant[:, number])
-        agent = Agent(shop, world, seed)
-        id, gain = agent.ids[number], float(world.gain[0, number])
-        for task in rng.integers(len(shop.suite.tasks), size=400):
-            agent.serve(int(task))
-        library = agent.selector.shelf.library
-        library.replace(replace(library[id], body="Steps that no longer work."))
-        world.gain[0, number], world.harm[0, number] = 0, rng.uniform(*MockConfig().broken_harm)
-        uses = served = 0
-        while uses < USES and served < 600:
-            uses += id in agent.serve(int(rng.choice(fitting)))[2]
-            served += 1
-        best = sampled = 0
-        for task in rng.choice(fitting, WINDOW):
-            best += number in agent.choose(int(task), explore=False)[1]
-            sampled += id in [one.id for one in agent.serve(int(task))[0].skills]
-        rates.append(best / WINDOW)
-        drawn.append(sampled / WINDOW)
-        library.replace(replace(library[id], body="Steps that work again."))
-        world.gain[0, number], world.harm[0, number] = gain, 0
-        returns.append(_until_chosen(agent, id, rng, fitting))
-    rate, sampled_rate = float(np.mean(rates)), float(np.mean(drawn))
-    again = float(np.mean([n < PATIENCE for n in returns]))
-    return {
-        "broken_skill_best_choice_rate_after_40_uses": below(rate, 0.1),
-        "broken_skill_sampled_choice_rate_after_40_uses": below(sampled_rate, 0.1),
-        "mended_skill_used_within_100": Figure(again, "1", again == 1),
-        "mended_skill_tasks_until_used": Figure(float(np.mean(returns))),
-    }
-
-
-def _until_chosen(agent: Agent, id: str, rng: np.random.Generator, fitting: Int) -> int:
-    for count in range(PATIENCE):
-        if id in agent.serve(int(rng.choice(fitting)))[2]:
-            return count
-    return PATIENCE
-
-
-def _interval(values: list[float]) -> tuple[float, float]:
+def interval(values: list[float]) -> tuple[float, float]:
     """95 % interval of the mean over seeds."""
     spread = 1.96 * np.std(values, ddof=1) / np.sqrt(len(values))
     return float(np.mean(values) - spread), float(np.mean(values) + spread)

@@ -384,8 +384,8 @@ class SkillSelector:
         exact = logits.astype(np.float64)
         if self.explorer is not None:
             e = situation.evidence
-            untried = (e.wins + e.fit_successes + e.fit_failures)[0] == 0
-            return self.explorer.draw(exact, k, untried, self.rng)
+            outcomes = (e.fit_successes + e.fit_failures)[0]
+            return self.explorer.draw(exact, k, outcomes, self.rng)
         picks = subset.sample(exact, k, self.rng)
         return Draw(picks, float(subset.set_log_prob(exact, picks)[0]), explored=True)
 
