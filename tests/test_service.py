@@ -70,6 +70,14 @@ def test_the_arguments_of_a_choice_hold(client: TestClient) -> None:
     assert all(one["explored"] and one["log_propensity"] < 0 for one in explored)
 
 
+def test_exploration_stays_within_the_budget_of_the_agent(tmp_path: Path) -> None:
+    eager = {"epsilon": 0.9, "untried": 0.05, "daily_budget": 6}
+    with running(config(tmp_path, exploration=eager)) as client:
+        best = ids(select(client))
+        chosen = [set(ids(select(client, explore=True))) for _ in range(60)]
+    assert sum(one != set(best) for one in chosen) == 6
+
+
 @pytest.mark.parametrize(
     ("body", "said"),
     [

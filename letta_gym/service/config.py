@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, model_validator
 from letta_gym.config import Section
 from letta_gym.feedback.evidence import EvidenceConfig
 from letta_gym.selection.candidates import RetrievalConfig
+from letta_gym.selection.exploration import ExplorationConfig
 from letta_gym.service.carrier import LettaConfig
 from letta_gym.store.log import LogConfig
 
@@ -98,6 +99,7 @@ class ServeConfig(Section):
     access: AccessConfig = AccessConfig()
     limits: LimitsConfig = LimitsConfig()
     baseline: BaselineConfig = BaselineConfig()
+    exploration: ExplorationConfig = ExplorationConfig()
     letta: LettaConfig = LettaConfig()
     log: LogConfig = LogConfig()
 

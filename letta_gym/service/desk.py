@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from letta_gym.errors import DecisionError
+from letta_gym.errors import DecisionError, StoreError
 from letta_gym.feedback.memory import OutcomeMemory
 from letta_gym.feedback.outcome import Outcome
 from letta_gym.library.skills import SkillLibrary
 from letta_gym.library.vectors import Float
+from letta_gym.selection.exploration import ExplorationConfig, Explorer
 from letta_gym.selection.policy import Policy
 from letta_gym.selection.runtime import Selection, SkillSelector
 from letta_gym.selection.shelf import Shelf
@@ -24,6 +26,8 @@ from letta_gym.store.models import Viewer
 from letta_gym.store.offers import Offer
 from letta_gym.store.store import Store
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class Terms:
@@ -34,6 +38,7 @@ class Terms:
     log: LogConfig
     vectors: SkillVectors
     seed: int
+    exploration: ExplorationConfig
 
 
 class Desk:
@@ -57,6 +62,10 @@ class Desk:
         self.offers: Mapping[str, Offer] = terms.store.offers.seen_by(agent)
         self.policy, self.memory = policy, OutcomeMemory(policy.dimension, policy.evidence)
         terms.store.restore(self.memory, agent)
+        limit = terms.exploration.daily_budget
+        self._budget = terms.store.budget(agent, limit, waits=False)
+        self._budget.renew()
+        self._renewal: asyncio.Task[None] | None = None
         self._selector = self._arranged(policy, self.offers, self.memory)
 
     @property
@@ -86,11 +95,19 @@ class Desk:
                 f"the agent {self.agent.name!r} has no skill to choose from; POST one to /skills",
             )
         k = min(3, selector.policy.max_skills) if k is None else k
+        if explore and self._renewal is None and self._budget.low:
+            self._renewal = asyncio.create_task(self._renew())
         return selector.select(text, k, token_budget, explore, vector, available)
 
     async def kept(self, decision_id: str) -> None:
         """Return once the decision is on the database."""
         await self._log.kept(decision_id)
+
+    async def close(self) -> None:
+        """Give back what is left of the budget of exploration."""
+        if self._renewal is not None:
+            await self._renewal
+        await asyncio.to_thread(self._budget.close)
 
     async def record(self, decision_id: str, outcome: Outcome) -> bool:
         """Keep an outcome and learn from it; False when this very outcome was kept before.
@@ -128,6 +145,14 @@ class Desk:
             self.memory = arrangement.memory
         self._selector = arrangement.selector
 
+    async def _renew(self) -> None:
+        try:
+            await asyncio.to_thread(self._budget.renew)
+        except StoreError as error:
+            log.warning("the budget of exploration could not be renewed: %s", error)
+        finally:
+            self._renewal = None
+
     def _arranged(
         self, policy: Policy, offers: Mapping[str, Offer], memory: OutcomeMemory
     ) -> SkillSelector | None:
@@ -135,7 +160,8 @@ class Desk:
             return None
         library = SkillLibrary(offer.skill for offer in offers.values())
         shelf = Shelf(library, policy, self._terms.vectors.of(tuple(library)))
-        return SkillSelector(policy, shelf, memory, self._rng, self._log)
+        explorer = Explorer(self._terms.exploration, self._budget)
+        return SkillSelector(policy, shelf, memory, self._rng, self._log, explorer)
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -73,7 +73,13 @@ class Desks:
     async def forget(self) -> None:
         """Let every desk be made anew when its agent calls next: somebody changed teams."""
         async with self._changing:
+            await self.close()
             self._desks.clear()
+
+    async def close(self) -> None:
+        """Give back what the desks hold of the store."""
+        for desk in self._desks.values():
+            await desk.close()
 
     async def _rearrange(self, policy: Policy) -> None:
         desks = list(self._desks.values())

@@ -81,7 +81,14 @@ class Service:
         self.journal = Journal(self._write, self._writer, self.telemetry.batch.observe)
         policy = await asyncio.to_thread(self._prepared)
         self.carrier = await asyncio.to_thread(carrier_of, self.config.letta, self.config.seed)
-        terms = Terms(self.store, self.journal, self.config.log, self._skills, self.config.seed)
+        terms = Terms(
+            self.store,
+            self.journal,
+            self.config.log,
+            self._skills,
+            self.config.seed,
+            self.config.exploration,
+        )
         self.desks = Desks(terms, policy)
         await self.access.refresh()
         await self.desk(await self.agent(ANYBODY, None))
@@ -99,6 +106,7 @@ class Service:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
         await self.journal.close()
+        await self.desks.close()
         await asyncio.to_thread(self.carrier.close)
         self.tasks.close()
         self._writer.shutdown()

@@ -14,6 +14,7 @@ from letta_gym.errors import ConfigError
 from letta_gym.feedback.memory import OutcomeMemory
 from letta_gym.feedback.quality import Trial
 from letta_gym.store.agents import Agents
+from letta_gym.store.budget import StoreBudget
 from letta_gym.store.catalogue import Catalogue
 from letta_gym.store.engine import Clock, Database
 from letta_gym.store.export import export
@@ -91,6 +92,10 @@ class Store:
             raise ConfigError(f"a mode is one of {', '.join(MODES)}; got {mode!r}")
         catalogue, kept = self.catalogue(agent), config or LogConfig()
         return StoreLog(self.database, agent, catalogue, kept, self.clock, mode)
+
+    def budget(self, agent: Viewer, limit: int, *, waits: bool = True) -> StoreBudget:
+        """The exploration budget of an agent over all processes; see :class:`StoreBudget`."""
+        return StoreBudget(self.database, agent, limit, self.clock, waits=waits)
 
     def history(self, viewer: Viewer | None = None) -> History:
         """The decisions that an agent may see; for None, the operator, all of them."""
