@@ -15,7 +15,7 @@ from agents.baselines import Choice, Learned, Threshold
 from agents.chart import Row, interval_chart
 from agents.evaluation import Interval, as_json
 from agents.live_config import LiveRunConfig
-from agents.ppo import PPO
+from agents.ppo import PPO, Metrics
 from agents.run import BaseRun
 from agents.skill_policy import SkillPolicy
 from agents.tensorboard import TensorBoard
@@ -49,6 +49,7 @@ class LiveRun(BaseRun):
 
     def __init__(self, config: LiveRunConfig, folder: Path, *, resume: bool = False) -> None:
         self.config = config
+        self._no_evidence: Mapping[str, int] = {}
         try:
             super().__init__(config, folder, resume=resume)
         except BaseException:
@@ -85,6 +86,24 @@ class LiveRun(BaseRun):
     def driver(self) -> LiveDriver:
         """Drives the deployment."""
         return self.env.driver
+
+    def learn(self) -> Metrics:
+        """Collect and update once; the metrics count what was no evidence so far."""
+        metrics = super().learn()
+        return metrics | {f"backend/{name}": float(n) for name, n in self._counts().items()}
+
+    def _counts(self) -> dict[str, int]:
+        return self.driver.sessions.counts() | {"skipped_updates": self.ppo.num_skipped}
+
+    def train(self) -> float:
+        """Train to the end, and note what was no evidence; returns the seconds it took."""
+        seconds = super().train()
+        self._no_evidence = self._counts()
+        return seconds
+
+    def remarks(self) -> dict[str, Any]:
+        """What was no evidence in training."""
+        return {"no_evidence": self._no_evidence}
 
     def _start(self, path: str) -> Policy:
         policy = Policy.load(path)

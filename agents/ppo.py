@@ -7,6 +7,7 @@ of their final observation.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,6 +34,8 @@ from agents.rollout import (
 )
 from letta_gym.config import Section
 from letta_gym.errors import CheckpointError, ConfigError, LettaGymError
+
+log = logging.getLogger(__name__)
 
 Metrics: TypeAlias = dict[str, float]
 OnStep: TypeAlias = Callable[[Mapping[str, Any], NDArray[Any], Flags, Flags], None]
@@ -186,12 +189,14 @@ class PPO:
 
     Attributes:
         global_step: environment steps taken, over all environments
-        num_updates: updates done
+        num_updates: updates done, skipped ones among them
+        num_skipped: updates that were skipped, for every sample of their rollout had weight 0
         rollout: the last rollout
     """
 
     global_step: int
     num_updates: int
+    num_skipped: int
     rollout: Rollout
 
     def __init__(
@@ -215,7 +220,7 @@ class PPO:
         self.total_steps = total_steps
         self.on_step = on_step
         self.global_step = 0
-        self.num_updates = 0
+        self.num_updates = self.num_skipped = 0
         if partner is None:
             self.optimizer = Adam(model.parameters, config.learning_rate, eps=config.adam_eps)
             self.ema = None if config.ema_decay is None else Ema(model.parameters, config.ema_decay)
@@ -280,10 +285,14 @@ class PPO:
     def update(self) -> Metrics:
         """Learn from the rollout for ``update_epochs`` epochs; return metrics by CleanRL's tags.
 
-        Losses are means over the minibatches of all epochs that were run.
+        Losses are means over the minibatches of all epochs that were run. Where every sample of the
+        rollout has weight 0 nothing is learned: the update is skipped and counted, the weights
+        stay, and there are no losses.
         """
         config = self.config
         self.optimizer.learning_rate = self._learning_rate()
+        if not self.rollout.weights.any():
+            return self._skip()
         batch = self.rollout.batch(config.gamma, config.gae_lambda).counted()
         reports: list[LossReport] = []
         grad_norms: list[float] = []
@@ -301,6 +310,16 @@ class PPO:
         self.num_updates += 1
         return self._metrics(batch, reports, grad_norms)
 
+    def _skip(self) -> Metrics:
+        self.num_updates += 1
+        self.num_skipped += 1
+        log.warning(
+            "update %d is skipped: each of its %d samples has weight 0, so there is nothing to "
+            "learn from; see why the environment marked every step as failed",
+            *(self.num_updates, self.config.batch_size),
+        )
+        return self._charts()
+
     def state(self) -> dict[str, Any]:
         """Return all that a continued run depends on, as nested arrays and JSON values.
 
@@ -314,6 +333,7 @@ class PPO:
             "rng": self.rng.bit_generator.state,
             "global_step": self.global_step,
             "num_updates": self.num_updates,
+            "num_skipped": self.num_skipped,
         }
         if self.ema is not None:
             state["ema"] = self.ema.state()
@@ -351,6 +371,7 @@ class PPO:
             self.ema.restore(state["ema"])
         self.global_step = int(state["global_step"])
         self.num_updates = int(state["num_updates"])
+        self.num_skipped = int(state["num_skipped"])
         self._clock = (time.perf_counter(), self.global_step)
         if "env" in state and isinstance(self.env, Resumable):
             self.env.set_state(state["env"]["state"])
@@ -399,7 +420,6 @@ class PPO:
     def _metrics(
         self, batch: Batch, reports: Sequence[LossReport], grad_norms: Sequence[float]
     ) -> Metrics:
-        start, first_step = self._clock
         return {
             "losses/policy_loss": mean(reports, "pg_loss"),
             "losses/value_loss": mean(reports, "v_loss"),
@@ -409,6 +429,12 @@ class PPO:
             "losses/clipfrac": mean(reports, "clipfrac"),
             "losses/explained_variance": explained_variance(batch.values, batch.returns),
             "losses/grad_norm": float(np.mean(grad_norms)),
+            **self._charts(),
+        }
+
+    def _charts(self) -> Metrics:
+        start, first_step = self._clock
+        return {
             "charts/learning_rate": self.optimizer.learning_rate,
             "charts/SPS": (self.global_step - first_step) / (time.perf_counter() - start),
             **self._episodes.flush(),

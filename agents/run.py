@@ -137,6 +137,10 @@ class BaseRun:
         """Show the evaluation in TensorBoard."""
         raise NotImplementedError
 
+    def remarks(self) -> dict[str, Any]:
+        """What the summary tells beside what it tells of every run."""
+        return {}
+
     def state(self) -> dict[str, Any]:
         """What a resumed run needs, beside the configuration."""
         return {"ppo": self.ppo.state()}
@@ -257,6 +261,7 @@ class BaseRun:
             "steps": self.ppo.global_step,
             "updates": self.ppo.num_updates,
             "seconds": seconds,
+            **self.remarks(),
             "evaluation": evaluation,
         }
         text = json.dumps(summary, indent=2, allow_nan=False)

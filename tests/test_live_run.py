@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
 from agents.kinds import read_run
@@ -143,6 +144,47 @@ def test_failed_rollouts_enter_neither_memory_nor_update(
     assert len(sessions.memory) == 64 - failed
     # One message a decision: those of the last rollout are the last 32.
     assert (run.ppo.rollout.weights == 0).sum() == sum(drawn[-32:]) > 0
+
+
+def test_a_run_ends_though_letta_is_gone_for_a_whole_batch_and_says_so(
+    folder: str,
+    fake: FakeLetta,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gone = False
+
+    def plan(method: str, path: str) -> Fault | None:
+        return Fault.ERROR if gone else None
+
+    with FaultyProxy(fake.url, plan) as proxy:
+        data = settings(folder, proxy.url, steps=96, evaluate=False)
+        data["rest"] |= {"breaker": {"failures": 4, "pause": 0.05}, "deadline": 5.0}
+        run = LiveRun(resolve(LiveRunConfig, data), tmp_path / "run")
+        collect = run.ppo.collect
+
+        def collected() -> None:
+            nonlocal gone
+            gone = run.ppo.num_updates == 1
+            collect()
+            gone = False
+
+        monkeypatch.setattr(run.ppo, "collect", collected)
+        summary = run.finish(run.train(), None)
+        run.close()
+
+    assert run.ppo.global_step == 96
+    assert len(run.driver.sessions.memory) == 64
+    lost = summary["no_evidence"]
+    assert (lost["failed"], lost["ungraded"], lost["skipped_updates"]) == (32, 0, 1)
+    assert lost["paused"] >= 1
+    assert "update 2 is skipped" in caplog.text
+    assert "the rest backend failed 4 times in a row" in caplog.text
+    shown = EventAccumulator(str(tmp_path / "run")).Reload()
+    failed = [event.value for event in shown.Scalars("backend/failed")]
+    assert failed == [0, 32, 32]
+    assert len(shown.Scalars("losses/policy_loss")) == 2
 
 
 def test_a_policy_of_another_shape_is_refused_at_the_start(

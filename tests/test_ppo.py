@@ -325,6 +325,31 @@ def test_steps_of_weight_zero_are_left_out_of_the_update() -> None:
     assert (marked.model.parameters.flat != untouched.model.parameters.flat).any()
 
 
+def test_an_update_is_skipped_and_counted_where_every_step_has_weight_zero(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    ppo = learner()
+    ppo.collect()
+    ppo.rollout.weights[:] = 0
+    before = ppo.model.parameters.flat.copy()
+
+    metrics = ppo.update()
+
+    np.testing.assert_array_equal(ppo.model.parameters.flat, before)
+    assert (ppo.num_updates, ppo.num_skipped) == (1, 1)
+    assert not [tag for tag in metrics if tag.startswith("losses/")]
+    assert "charts/learning_rate" in metrics
+    assert "update 1 is skipped" in caplog.text
+
+    resumed = learner()
+    resumed.restore(ppo.state())
+    assert resumed.num_skipped == 1
+    ppo.collect()
+    ppo.update()
+    assert (ppo.num_updates, ppo.num_skipped) == (2, 1)
+    assert (ppo.model.parameters.flat != before).any()
+
+
 def test_the_learning_rate_falls_linearly_to_its_last_step() -> None:
     rates: list[float] = []
     ppo = learner(total_steps=4 * SMALL.batch_size)

@@ -133,6 +133,22 @@ class LiveDeployment(Deployment):
             )
         return out
 
+    def counts(self) -> dict[str, int]:
+        """What went wrong so far: failed and ungraded tasks, pauses of this process's backend."""
+        counts = {"failed": self.failures, "ungraded": self.ungraded}
+        if isinstance(self.backend, LiveBackend):
+            counts["paused"] = self.backend.paused
+        return counts
+
+    def get_state(self) -> dict[str, Any]:
+        """Everything that the next steps depend on, and what was counted."""
+        return super().get_state() | {"failures": self.failures, "ungraded": self.ungraded}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from :meth:`get_state`."""
+        super().set_state(state)
+        self.failures, self.ungraded = int(state["failures"]), int(state["ungraded"])
+
     def close(self) -> None:
         """Let the backend go."""
         if isinstance(self.backend, LiveBackend | RayBackend):
