@@ -10,15 +10,13 @@ from agents.ppo import PPOConfig
 from letta_gym.config import Section
 
 
-class LogLearningConfig(Section):
-    """How to learn from a log.
+class SetLearningConfig(Section):
+    """How to learn from sets that were chosen and carried out elsewhere.
 
     ``rounds``: times that the policy at hand becomes the one that ratios refer to.
-    ``update_epochs``, ``minibatch``: passes over the log in a round, and samples of one step.
+    ``update_epochs``, ``minibatch``: passes over the decisions in a round, and samples of one step.
     ``max_weight``: at which importance weights are truncated.
-    ``feedback_weight``: of later feedback in the reward, where there is any; the rest is that of
-    the outcome. A decision that only feedback judged has the feedback as its reward.
-    ``min_decisions``: fewer are refused.
+    ``min_decisions``: nothing is learned from fewer.
     The others are those of PPO.
     """
 
@@ -26,7 +24,6 @@ class LogLearningConfig(Section):
     update_epochs: int = Field(default=4, ge=1)
     minibatch: int = Field(default=256, ge=2)
     max_weight: float = Field(default=5.0, ge=1)
-    feedback_weight: float = Field(default=0.5, ge=0, le=1)
     min_decisions: int = Field(default=200, ge=2)
     learning_rate: float = Field(default=3e-4, gt=0, le=1)
     clip_coef: float = Field(default=0.2, gt=0, lt=1)
@@ -39,6 +36,16 @@ class LogLearningConfig(Section):
         return PPOConfig(
             clip_coef=self.clip_coef, ent_coef=self.ent_coef, vf_coef=self.vf_coef, gamma=0.0
         )
+
+
+class LogLearningConfig(SetLearningConfig):
+    """How to learn from a log.
+
+    ``feedback_weight``: of later feedback in the reward, where there is any; the rest is that of
+    the outcome. A decision that only feedback judged has the feedback as its reward.
+    """
+
+    feedback_weight: float = Field(default=0.5, ge=0, le=1)
 
 
 class LogRunConfig(Section):

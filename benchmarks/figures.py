@@ -78,10 +78,19 @@ def table(figures: Mapping[str, Figure]) -> str:
 def kept() -> dict[str, Figure]:
     """Every figure that was measured last, as ``benchmark/key``."""
     return {
-        f"{path.stem}/{key}": Figure(**figure)
+        f"{path.stem}/{key}": figure
         for path in sorted(RESULTS.glob("*.json"))
-        for key, figure in json.loads(path.read_text(encoding="utf-8"))["figures"].items()
+        for key, figure in measured(path.stem).items()
     }
+
+
+def measured(name: str) -> dict[str, Figure]:
+    """The figures that the benchmark ``name`` kept; none where it was never run."""
+    path = RESULTS / f"{name}.json"
+    if not path.is_file():
+        return {}
+    kept = json.loads(path.read_text(encoding="utf-8"))["figures"]
+    return {key: Figure(**figure) for key, figure in kept.items()}
 
 
 def machine() -> str:

@@ -28,7 +28,7 @@ from agents.replay_config import ReplayRunConfig
 from agents.stream import StreamTrainer
 from agents.suite_comparison import SuiteComparison, compare_on_suite, deployment, played, trained
 from agents.trial import Metrics, Rows, look, metrics, trial, tune
-from benchmarks.figures import RESULTS, Figure, at_least, below, report
+from benchmarks.figures import RESULTS, Figure, at_least, below, measured, report
 from letta_gym.envs.replay import ReplayDriver
 from letta_gym.errors import LettaGymError
 from letta_gym.feedback.evidence import EvidenceConfig
@@ -262,15 +262,6 @@ PARTS: Mapping[str, Callable[[Path], Figures]] = {
 }
 
 
-def measured_before() -> Figures:
-    """The figures that are kept already."""
-    path = RESULTS / "learning.json"
-    if not path.is_file():
-        return {}
-    kept = json.loads(path.read_text(encoding="utf-8"))["figures"]
-    return {key: Figure(**figure) for key, figure in kept.items()}
-
-
 def keep(name: str, result: SuiteComparison) -> None:
     """Write the whole comparison beside the figures."""
     path = RESULTS / "learning" / f"{name}.json"
@@ -304,7 +295,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"benchmarks.learning: {error}", file=sys.stderr)
         return 2
     if options.only:
-        report("learning", measured_before() | figures, ("gymnasium",))
+        report("learning", measured("learning") | figures, ("gymnasium",))
     else:
         report("learning", figures, ("gymnasium",))
     return 0

@@ -1,10 +1,14 @@
-"""What the REST backend does on a real Letta V1 server: pace, learning, faults, kills.
+"""Two real Lettas: pace, learning, faults and kills on a V1 server, and what Letta Code takes.
 
-``make test-letta`` installs the server. ``--url`` takes a running one with the stub model instead
-of starting one; ``--only`` measures some of the parts, and then writes nothing.
+``make test-letta`` installs both. ``--url`` takes a running V1 server with the stub model instead
+of starting one; ``--only`` measures some of the parts, and the figures of the others stay.
 """
 
 from __future__ import annotations
+
+import os
+
+os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 import argparse
 import asyncio
@@ -23,28 +27,53 @@ import numpy as np
 import yaml
 
 import train
-from agents.live_config import LiveRunConfig
-from agents.live_run import LiveRun
-from agents.run import SUMMARY
-from benchmarks.figures import Figure, at_least, below, equal, report, table
-from letta_gym.config import resolve
+from agents.run import CONFIG, SUMMARY
+from benchmarks import letta_code, letta_faults
+from benchmarks.figures import RESULTS, Figure, at_least, equal, measured, report
 from letta_gym.letta.rest import RestConfig, rest_backend
 from letta_gym.letta.rollout import Rollout
 from letta_gym.library.skills import Skill
-from tests.faults import Fault, FaultyProxy
 from tests.letta.contents import Contents
 from tests.letta.servers import ROOT, letta_server
 from tests.look_alikes import make_look_alikes
+from tests.side_by_side import side_by_side
 from tests.small_suite import write_suite
 from tests.stub_llm import MODEL
 
 Figures = dict[str, Figure]
 
 CONCURRENCY = 8
-PACE_ROLLOUTS, PACE_ROUNDS = 24, 3
-LEARNING_ROLLOUTS = 480
-FAULTY_ROLLOUTS, FAULTY_SHARE, FAULTY_DEADLINE = 200, 0.2, 10.0
+PACE_ROLLOUTS, PACE_ROUNDS = 24, 5
+SIDE_BY_SIDE = 48
+LEARNING_ROLLOUTS, FAULTY_ROLLOUTS = 480, 200
 KILLS = 20
+LEARNING = RESULTS / "letta-learning"
+"""Where the run of the part ``learning`` is kept: configuration, summary, TensorBoard events."""
+
+
+def rollouts(url: str, model: str) -> Figures:
+    """Rollouts with different skills, 8 at once, each graded as the stub must answer."""
+    asked, must = side_by_side(SIDE_BY_SIDE)
+    figures: Figures = {}
+    with Contents(url, model) as contents:
+        for present in ("preloaded", "listed"):
+            config = RestConfig.model_validate(
+                {
+                    "base_url": url,
+                    "model": model,
+                    "concurrency": CONCURRENCY,
+                    "present": present,
+                    "deadline": 300,
+                }
+            )
+            with rest_backend(config) as backend:
+                outcomes = backend.run(asked)
+            right = sum(o.success == m for o, m in zip(outcomes, must, strict=True))
+            figures |= {
+                f"rest/graded_right/{present}": equal(right, SIDE_BY_SIDE),
+                f"rest/left_on_the_server/{present}": equal(len(contents.ours()), 0),
+            }
+    return figures
 
 
 def pace(url: str, model: str) -> Figures:
@@ -61,9 +90,9 @@ def pace(url: str, model: str) -> Figures:
             bare.append(asyncio.run(_bare(url, model, skill)))
     ratio = float(np.median(np.array(bare) / np.array(ours)))
     return {
-        "rollouts_per_second": Figure(PACE_ROLLOUTS / float(np.median(ours))),
-        "bare_client_rollouts_per_second": Figure(PACE_ROLLOUTS / float(np.median(bare))),
-        "share_of_bare_client": at_least(ratio, 0.85),
+        "rest/rollouts_per_s": Figure(PACE_ROLLOUTS / float(np.median(ours))),
+        "rest/bare_client_rollouts_per_s": Figure(PACE_ROLLOUTS / float(np.median(bare))),
+        "rest/share_of_bare_client": at_least(ratio, 0.85),
     }
 
 
@@ -94,75 +123,41 @@ async def _bare(url: str, model: str, skill: Skill) -> float:
 
 
 def learning(url: str, model: str) -> Figures:
-    """A policy that starts as the retrieval ranking, on look-alikes that outcomes tell apart."""
+    """A policy that starts as the retrieval ranking, on look-alikes that outcomes tell apart.
+
+    The run is that of ``train.py``; what it leaves is kept.
+    """
     with _suite() as (folder, suite):
-        config = folder / "letta.yaml"
-        data = _run_config(url, model, suite, steps=LEARNING_ROLLOUTS)
+        config, run = folder / "letta.yaml", folder / "run"
+        data = run_config(url, model, suite, steps=LEARNING_ROLLOUTS)
         config.write_text(yaml.safe_dump(data), encoding="utf-8")
-        if code := train.main([f"--config={config}", f"--run-dir={folder / 'run'}"]):
+        if code := train.main([f"--config={config}", f"--run-dir={run}"]):
             raise SystemExit(code)
-        summary = json.loads((folder / "run" / SUMMARY).read_text(encoding="utf-8"))
+        summary = json.loads((run / SUMMARY).read_text(encoding="utf-8"))
+        shutil.rmtree(LEARNING, ignore_errors=True)
+        LEARNING.mkdir(parents=True)
+        for path in (run / SUMMARY, run / CONFIG, *run.glob("events.*")):
+            shutil.copy(path, LEARNING)
     agents = summary["evaluation"]["agents"]
     success = {name: float(each["success"]["mean"]) for name, each in agents.items()}
     return {
-        "training_rollouts": Figure(summary["steps"], "<= 600", summary["steps"] <= 600),
-        "success_of_retrieval": Figure(success["retrieval"], "<= 0.5", success["retrieval"] <= 0.5),
-        "success_of_evidence": Figure(success["evidence"]),
-        "success_of_learned": Figure(success["learned"]),
-        "success_of_oracle": Figure(success["oracle"]),
-        "learned_share_of_oracle": at_least(success["learned"] / success["oracle"], 0.9),
+        "learning/rollouts": Figure(summary["steps"], "<= 600", summary["steps"] <= 600),
+        "learning/success_of_retrieval": Figure(
+            success["retrieval"], "<= 0.5", success["retrieval"] <= 0.5
+        ),
+        "learning/success_of_evidence": Figure(success["evidence"]),
+        "learning/success_of_learned": Figure(success["learned"]),
+        "learning/success_of_oracle": Figure(success["oracle"]),
+        "learning/learned_share_of_oracle": at_least(success["learned"] / success["oracle"], 0.9),
     }
 
 
 def faults(url: str, model: str) -> Figures:
     """A training run in which a fifth of all calls go wrong in every way there is."""
-    rng, kinds = np.random.default_rng(0), list(Fault)
-    started = False
-
-    def plan(method: str, path: str) -> Fault | None:
-        drawn, kind = rng.random(), kinds[rng.integers(len(kinds))]
-        return kind if started and drawn < FAULTY_SHARE else None
-
-    with (
-        _suite() as (folder, suite),
-        FaultyProxy(url, plan, late=2 * FAULTY_DEADLINE) as proxy,
-        Contents(url, model) as contents,
-    ):
-        data = _run_config(proxy.url, model, suite, steps=FAULTY_ROLLOUTS)
-        data["rest"] |= {"deadline": FAULTY_DEADLINE, "breaker": {"failures": 50}, "concurrency": 4}
+    with _suite() as (folder, suite):
+        data = run_config(url, model, suite, steps=FAULTY_ROLLOUTS)
         data["train"]["ppo"] |= {"num_envs": 4, "num_steps": 10}
-        run = LiveRun(resolve(LiveRunConfig, data), folder / "run")
-        slowest = _longest_step(run)
-        started = True
-        run.train()
-        started = False
-        run.close()
-        sessions = run.driver.sessions
-        decided, known = len(sessions.journal()[0]), len(sessions.memory)
-        left = contents.ours()
-    lost = sessions.failures
-    return {
-        "faults_injected": Figure(len(proxy.faults)),
-        "rollouts_lost_to_faults": Figure(lost),
-        "faulty_outcomes_in_memory": equal(known - (decided - lost), 0),
-        "longest_step_beyond_deadline_seconds": below(max(slowest) - FAULTY_DEADLINE, 0.5),
-        "left_on_the_server": equal(len(left), 0),
-    }
-
-
-def _longest_step(run: LiveRun) -> list[float]:
-    """Seconds of each step of the environment, noted from now on."""
-    sessions, noted = run.driver.sessions, list[float]()
-    inner = sessions.outcomes
-
-    def timed(requests: Any) -> Any:
-        start = time.perf_counter()
-        out = inner(requests)
-        noted.append(time.perf_counter() - start)
-        return out
-
-    sessions.outcomes = timed  # type: ignore[method-assign]
-    return noted
+        return letta_faults.faults(url, model, data, folder / "run")
 
 
 def kills(url: str, model: str) -> Figures:
@@ -171,13 +166,14 @@ def kills(url: str, model: str) -> Figures:
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     result = json.loads(done.stdout)
     return {
-        "kills": Figure(result["kills"]),
-        "kills_that_left_something": Figure(result["dirty"]),
-        "agents_restored": equal(result["restored"], KILLS),
+        "killed/processes": equal(result["kills"], KILLS),
+        "killed/that_left_something": Figure(result["dirty"]),
+        "killed/agents_restored": equal(result["restored"], KILLS),
     }
 
 
-def _run_config(url: str, model: str, suite: Path, steps: int) -> dict[str, Any]:
+def run_config(url: str, model: str, suite: Path, steps: int) -> dict[str, Any]:
+    """A run on the REST backend, as ``train.py`` reads it."""
     return {
         "kind": "letta",
         "suite": {"path": str(suite)},
@@ -200,12 +196,19 @@ def _suite() -> Iterator[tuple[Path, Path]]:
         shutil.rmtree(folder)
 
 
-PARTS: dict[str, Callable[[str, str], Figures]] = {
+ON_V1: dict[str, Callable[[str, str], Figures]] = {
+    "rollouts": rollouts,
     "pace": pace,
     "learning": learning,
     "faults": faults,
     "kills": kills,
 }
+ON_CODE: dict[str, Callable[[], Figures]] = {
+    "code": letta_code.rollouts,
+    "code-pace": letta_code.pace,
+    "hook": letta_code.hook_times,
+}
+PARTS = (*ON_V1, *ON_CODE)
 
 
 def main() -> int:
@@ -215,17 +218,19 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", default=list(PARTS))
     options = parser.parse_args()
     figures: Figures = {}
+    on_v1 = [name for name in ON_V1 if name in options.only]
     with contextlib.ExitStack() as stack:
         url, model = options.url, f"vllm/{MODEL}"
-        if url is None:
+        if url is None and on_v1:
             server = stack.enter_context(letta_server())
             url, model = server.url, server.model
-        for name in options.only:
-            figures |= PARTS[name](url, model)
-    if set(options.only) == set(PARTS):
-        report("letta", figures, ("letta-client",))
-    else:
-        print(table(figures))
+        for name in on_v1:
+            figures |= ON_V1[name](url, model)
+    for name in ON_CODE:
+        if name in options.only:
+            figures |= ON_CODE[name]()
+    before = measured("letta") if set(options.only) < set(PARTS) else {}
+    report("letta", before | figures, ("letta-client", "websockets"))
     return 0
 
 

@@ -1,16 +1,13 @@
 """Letta Code: a warm App Server against a cold command, and how long a hook takes.
 
-Warm and cold take turns in one run, so that a busy machine slows both; the model is the tests'
-stub, which answers at once. ``python -m benchmarks.letta_code`` prints the figures and keeps them.
+Parts of ``python -m benchmarks.letta``. Warm and cold take turns in one run, so that a busy machine
+slows both; the model is the tests' stub, which answers at once.
 """
 
 from __future__ import annotations
 
-import os
-
-os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-
 import json
+import os
 import resource
 import shlex
 import statistics
@@ -19,42 +16,39 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 from unittest import mock
 
-from benchmarks.figures import Figure, at_least, below, equal, report
+from benchmarks.figures import Figure, at_least, below, equal
 from benchmarks.runtime import untrained
 from letta_gym.letta import hook_server, hook_settings
 from letta_gym.letta.code import CodeConfig, code_backend
-from letta_gym.letta.grading import ExactGrader
-from letta_gym.letta.rollout import Rollout
-from letta_gym.library.skills import Skill
 from letta_gym.library.suite import bundled_suite
 from letta_gym.selection.runtime import SkillSelector
+from tests.side_by_side import side_by_side
 from tests.stub_llm import MODEL, StubLLM
 
 ROOT = Path(__file__).parent.parent
 LETTA = ROOT / ".letta-code" / "bin" / "letta"
 ROUNDS, WARM, COLD, CONCURRENCY = 3, 64, 8, 8
+SIDE_BY_SIDE = 48
 PROMPTS = 40
 
-
-def rollouts(count: int) -> list[Rollout]:
-    """Tasks of ``count`` families, each with the skill that holds its answer and another."""
-    made = []
-    for i in range(count):
-        right, other = (
-            Skill(name, name, f"how to do {name}", f"PROCEDURE {name}: answer CODE-{name}")
-            for name in (f"family{i}", f"other{i}")
-        )
-        grader = ExactGrader(expected=f"ANSWER CODE-family{i}")
-        made.append(Rollout(f"TASK family{i}: go", (other, right), grader))
-    return made
+Transport = Literal["app-server", "cli"]
 
 
-def warm_and_cold() -> dict[str, Figure]:
+def rollouts() -> dict[str, Figure]:
+    """Rollouts with different skills, 8 at once, each graded as the stub must answer."""
+    asked, must = side_by_side(SIDE_BY_SIDE)
+    with StubLLM() as stub, code_backend(_config(stub, "app-server", CONCURRENCY)) as backend:
+        outcomes = backend.run(asked)
+    right = sum(outcome.success == m for outcome, m in zip(outcomes, must, strict=True))
+    return {"code/graded_right": equal(right, SIDE_BY_SIDE)}
+
+
+def pace() -> dict[str, Figure]:
     """Rollouts per second through a warm App Server and through the command, and their quotient.
 
     One at a time, and several: on a busy machine the second favours the command, whose processes
@@ -72,35 +66,41 @@ def warm_and_cold() -> dict[str, Figure]:
             processor = [cold[1] / warm[1] for warm, cold in zip(quick, slow, strict=True)]
             everything += [*quick, *slow]
             figures |= {
-                f"warm_rollouts_per_s/{at_once}": Figure(max(rate for rate, _, _ in quick)),
-                f"cold_rollouts_per_s/{at_once}": Figure(max(rate for rate, _, _ in slow)),
-                f"warm_over_cold/{at_once}": at_least(statistics.median(rates), 8),
-                f"warm_over_cold_processor/{at_once}": at_least(statistics.median(processor), 8),
+                f"code/warm_rollouts_per_s/{at_once}": Figure(max(rate for rate, _, _ in quick)),
+                f"code/cold_rollouts_per_s/{at_once}": Figure(max(rate for rate, _, _ in slow)),
+                f"code/warm_over_cold/{at_once}": at_least(statistics.median(rates), 8),
+                f"code/warm_over_cold_processor/{at_once}": at_least(
+                    statistics.median(processor), 8
+                ),
             }
     right = all(graded for _, _, graded in everything)
-    return {**figures, "all_graded_right": equal(right, True)}
+    return {**figures, "code/all_graded_right": equal(right, True)}
 
 
 def _round(
-    stub: StubLLM, transport: Literal["app-server", "cli"], at_once: int, count: int
+    stub: StubLLM, transport: Transport, at_once: int, count: int
 ) -> tuple[float, float, bool]:
     """Rollouts per second, processor seconds for each, and whether all were graded right."""
-    config = CodeConfig(
+    before = _processor()
+    with code_backend(_config(stub, transport, at_once)) as backend:
+        if transport == "app-server":
+            backend.run(side_by_side(CONCURRENCY)[0])  # the first ones compile
+        asked, must = side_by_side(count)
+        started = time.perf_counter()
+        outcomes = backend.run(asked)
+        took = time.perf_counter() - started
+    right = [outcome.success for outcome in outcomes] == must
+    return count / took, (_processor() - before) / count, right
+
+
+def _config(stub: StubLLM, transport: Transport, at_once: int) -> CodeConfig:
+    return CodeConfig(
         model=MODEL,
         base_url=stub.url,
         executable=LETTA,
         transport=transport,
         concurrency=at_once,
     )
-    before = _processor()
-    with code_backend(config) as backend:
-        if transport == "app-server":
-            backend.run(rollouts(CONCURRENCY))  # the first ones compile
-        started = time.perf_counter()
-        outcomes = backend.run(rollouts(count))
-        took = time.perf_counter() - started
-    right = all(outcome.success == 1.0 for outcome in outcomes)
-    return count / took, (_processor() - before) / count, right
 
 
 def _processor() -> float:
@@ -140,12 +140,12 @@ def hook_times() -> dict[str, Figure]:
     python = f"exec {shlex.quote(sys.executable)} -I -S -c pass"
     empty = [_timed(lambda: subprocess.run(["sh", "-c", python], check=True)) for _ in texts]
     return {
-        "hook_warm_median_ms": Figure(statistics.median(warm)),
-        "hook_warm_p95_ms": below(_p95(warm), 300),
-        "hook_without_server_p95_ms": below(_p95(dead), 300),
-        "empty_python_median_ms": Figure(statistics.median(empty)),
-        "empty_shell_median_ms": Figure(statistics.median(bare)),
-        "prompts_narrowed": equal(chosen, PROMPTS),
+        "hook/warm_median_ms": Figure(statistics.median(warm)),
+        "hook/warm_p95_ms": below(_p95(warm), 300),
+        "hook/without_server_p95_ms": below(_p95(dead), 300),
+        "hook/empty_python_median_ms": Figure(statistics.median(empty)),
+        "hook/empty_shell_median_ms": Figure(statistics.median(bare)),
+        "hook/prompts_narrowed": equal(chosen, PROMPTS),
     }
 
 
@@ -164,12 +164,3 @@ def _timed(run: Callable[[], object]) -> float:
 
 def _p95(times: list[float]) -> float:
     return statistics.quantiles(times, n=20)[-1]
-
-
-def measure() -> Mapping[str, Figure]:
-    """Every figure of Letta Code."""
-    return {**warm_and_cold(), **hook_times()}
-
-
-if __name__ == "__main__":
-    report("letta_code", measure(), ("websockets",))

@@ -16,6 +16,7 @@ import train
 from agents.adam import Floats
 from agents.log_config import LogLearningConfig
 from agents.log_learning import read_samples, reward_of
+from agents.set_learning import batches_of
 from agents.set_policy import SetPolicy, all_orders
 from letta_gym.feedback.outcome import Outcome
 from letta_gym.selection import network, subset
@@ -143,11 +144,12 @@ def test_only_explored_decisions_that_were_carried_out_count(store: Store, log: 
     log.decided(decision(4, slots=()))
     for number in (1, 2, 3, 4):
         log.feedback(f"decision-{number}", "k", "human", 0.5)
-    (samples,) = read_samples(store.history().decisions(), LogLearningConfig(min_decisions=2))
+    samples = read_samples(store.history().decisions(), LogLearningConfig(min_decisions=2))
+    (batch,) = batches_of(samples)
 
-    assert samples.batch.actions.tolist() == [[1, 0, -1], [-1, -1, -1]]
-    assert samples.batch.log_probs.tolist() == [-0.5, -0.5]
-    assert samples.batch.obs["action_mask"].tolist() == [[True, True, False]] * 2
+    assert batch.actions.tolist() == [[1, 0, -1], [-1, -1, -1]]
+    assert batch.log_probs.tolist() == [-0.5, -0.5]
+    assert batch.obs["action_mask"].tolist() == [[True, True, False]] * 2
 
 
 # --- a run ----------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -166,18 +167,33 @@ class TaskExecutor:
         Raises:
             LearnerError: the executor has no learner.
         """
+        learner, seen = self._lesson()
+        return self._learned(seen, learner.learn(seen))
+
+    async def train_async(self) -> object:
+        """:meth:`train` for callers with an event loop: the learner works in a thread of its own.
+
+        Tasks may be carried out meanwhile, with the policy as it was; they come the next time.
+        """
+        learner, seen = self._lesson()
+        return self._learned(seen, await asyncio.to_thread(learner.learn, seen))
+
+    def _lesson(self) -> tuple[Learner, list[Experience]]:
         if self.learner is None:
             raise LearnerError(
                 "this executor has no learner; pass learner=..., an object with "
                 "learn(experiences). Evidence needs none: it counts from the next choice on"
             )
-        seen = [
+        return self.learner, [
             Experience(self._decisions.made[decision_id], self._outcomes[decision_id])
             for decision_id in self._unlearned
-            if decision_id in self._outcomes and self._outcomes[decision_id].evidence
+            if self._outcomes[decision_id].evidence
         ]
-        result = self.learner.learn(seen)
-        self._unlearned.clear()
+
+    def _learned(self, seen: Sequence[Experience], result: object) -> object:
+        for one in seen:  # feedback that came meanwhile is for the next time
+            if self._outcomes.get(one.decision.id) is one.outcome:
+                self._unlearned.pop(one.decision.id, None)
         if isinstance(result, Policy):
             self.selector.policy = result
         return result

@@ -17,6 +17,7 @@ from letta_gym.letta.rollout import Rollout
 from letta_gym.library.skills import Skill
 from tests.letta.contents import Contents
 from tests.letta.servers import ROOT, LettaServer
+from tests.side_by_side import side_by_side
 
 COUNT = 48
 
@@ -47,14 +48,7 @@ def rollout(family: str, *skills: Skill, expected: str = "42") -> Rollout:
 def test_rollouts_with_different_skills_side_by_side_are_graded_as_the_model_must_answer(
     server: LettaServer, contents: Contents, present: str
 ) -> None:
-    """In four families the same task comes with twelve skills; every fourth one is no help."""
-    rollouts, must = [], []
-    for i in range(COUNT):
-        family, helps = f"family{i % 4}", i % 4 != i // 4 % 4
-        own = skill(family, f"code{i}" if helps else "wrong", f"v{i}")
-        other = skill(f"other{i}", f"code{i}", "v")
-        rollouts.append(rollout(family, other, own, expected=f"code{i}"))
-        must.append(float(helps))
+    rollouts, must = side_by_side(COUNT)
 
     with rest_backend(config(server, present=present)) as backend:
         outcomes = backend.run(rollouts)
