@@ -379,6 +379,7 @@ def test_hooks_choose_for_each_prompt_and_leave_no_trace(
         ["exec"],
         ["hook"],
         ["hook", "install"],
+        ["hook", "rate"],
     ],
 )
 def test_every_command_has_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:

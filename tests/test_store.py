@@ -40,7 +40,7 @@ from letta_gym.store.models import (
     TransferRow,
 )
 from letta_gym.store.store import Store
-from tests.stores import POSTGRES, Clock, decision, new_database, skill, vector
+from tests.stores import DAY, POSTGRES, Clock, decision, new_database, skill, vector
 from tests.test_runtime import EMBEDDER, TEXT, library, policy
 
 FULL = Outcome(
@@ -181,6 +181,34 @@ def test_another_outcome_for_a_settled_decision_is_refused(store: Store, log: St
         log.recorded("decision-1", replace(FULL, success=0.5))
     assert only(store).outcome is not None
     assert only(store).outcome.success == 0.75  # type: ignore[union-attr]
+
+
+def test_an_outcome_that_nobody_graded_may_be_graded_once(
+    store: Store, log: StoreLog, clock: Clock
+) -> None:
+    log.decided(decision(1))
+    ungraded = Outcome(None, ("b",), evidence=False, source="session", stop_reason="end_turn")
+    graded = Outcome(0.5, ("b",), source="human")
+
+    assert log.recorded("decision-1", ungraded)
+    clock.pass_days(1)
+    assert [log.recorded("decision-1", graded) for _ in range(2)] == [True, False]
+    with pytest.raises(DecisionError, match="another outcome already"):
+        log.recorded("decision-1", ungraded)
+
+    outcome = only(store).outcome
+    assert outcome is not None
+    assert (outcome.success, outcome.evidence, outcome.source) == (0.5, True, "human")
+    assert (outcome.stop_reason, outcome.delay) == ("end_turn", DAY)
+    assert len(list(store.trials())) == 1
+
+
+def test_a_failure_is_not_graded_later(log: StoreLog) -> None:
+    log.decided(decision(1))
+    log.recorded("decision-1", Outcome(None, evidence=False, error="timeout"))
+
+    with pytest.raises(DecisionError, match="another outcome already"):
+        log.recorded("decision-1", Outcome(1.0))
 
 
 def test_an_outcome_without_a_decision_is_refused(log: StoreLog) -> None:

@@ -9,11 +9,12 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from letta_gym.feedback.outcome import Outcome
 from letta_gym.letta.folders import deliver, ours, withdraw
 from letta_gym.letta.run_folder import names_of
 from letta_gym.letta.turn import SKILL_TOOL
@@ -21,6 +22,12 @@ from letta_gym.selection.runtime import SkillSelector
 
 STOP = b"stop"
 """Message that ends the server."""
+
+RATING = "LettaGymRating"
+"""Event of a person's word on a prompt, besides those of Letta Code."""
+
+DONE = "done"
+"""Reason of a verdict that says more than that the session may go on."""
 
 _REQUEST_TIMEOUT = 2.0  # seconds for a client to say what it wants
 _MOST = 1 << 22  # bytes of an event
@@ -67,16 +74,40 @@ class Decision:
     refused: list[str] = field(default_factory=list)
     stop_reason: str | None = None
 
+    def outcome(self) -> Outcome:
+        """What is known of the turn when it is over: everything but its success."""
+        return Outcome(
+            None,
+            tuple(self.loaded),
+            evidence=False,
+            source="session",
+            stop_reason=self.stop_reason or "interrupted",
+        )
+
+
+def rated(success: float, loaded: Sequence[str]) -> Outcome:
+    """The outcome of a prompt that a person rated in [0, 1].
+
+    Raises:
+        ConfigError: the rating is out of range.
+    """
+    return Outcome(success, tuple(loaded), source="human")
+
 
 class Narrowing:
     """Answers the events of the sessions in one project.
 
+    Where the selector has a log, each prompt gets an outcome there, which nobody graded: it says
+    what was loaded. A person's word on a prompt grades it.
+
     Args:
-        selector: chooses among the whole library.
+        selector: chooses among the whole library. Its log must not make anyone wait; see
+            :class:`letta_gym.letta.hook_record.Recorder`.
         folder: the project's folder of skills.
         decisions: file that gets one JSON line for each prompt.
         k: most skills for a prompt; None is the policy's most.
         token_budget: most tokens that they may cost together; None is no limit.
+        explore: sample the choice, so that a policy can be trained on it.
     """
 
     def __init__(
@@ -86,10 +117,12 @@ class Narrowing:
         decisions: Path,
         k: int | None = None,
         token_budget: float | None = None,
+        *,
+        explore: bool = False,
     ) -> None:
         self.selector, self.folder, self.decisions = selector, folder, decisions
         self.k = selector.policy.max_skills if k is None else k
-        self.token_budget = token_budget
+        self.token_budget, self.explore = token_budget, explore
         self._ids = names_of(list(selector.shelf.library))
         self._open: Decision | None = None
         ours(folder)  # what is read now need not be read while somebody waits
@@ -107,11 +140,15 @@ class Narrowing:
             case "Stop", _ if self._open is not None:
                 self._open.stop_reason = str(event.get("stop_reason"))
                 self.close()
+            case str(kind), _ if kind == RATING:
+                outcome = rated(float(event["success"]), event["loaded"])
+                self.selector.record(str(event["decision_id"]), outcome)
+                return Verdict(reason=DONE)
         return Verdict()
 
     def _narrow(self, prompt: str) -> None:
         self.close()
-        selection = self.selector.select(prompt, self.k, self.token_budget)
+        selection = self.selector.select(prompt, self.k, self.token_budget, self.explore)
         chosen = names_of(selection.skills)
         withdraw(self.folder, [name for name in self._ids if name not in chosen])
         for reason in deliver(selection.skills, self.folder).refused.values():
@@ -147,6 +184,8 @@ class Narrowing:
             self.decisions.parent.mkdir(parents=True, exist_ok=True)
             with self.decisions.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(asdict(self._open), ensure_ascii=False) + "\n")
+            if self.selector.log is not None:
+                self.selector.log.recorded(self._open.decision_id, self._open.outcome())
             self._open = None
 
 
@@ -202,7 +241,7 @@ def _serve_one(listener: socket.socket, narrowing: Narrowing) -> bool:
             log.exception("an event could not be answered")
             verdict = Verdict()
         with contextlib.suppress(OSError):  # it gave up waiting
-            connection.sendall(b"0" if verdict.allowed else b"2" + verdict.reason.encode())
+            connection.sendall((b"0" if verdict.allowed else b"2") + verdict.reason.encode())
     return True
 
 

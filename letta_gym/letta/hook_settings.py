@@ -21,7 +21,7 @@ from letta_gym.errors import ConfigError
 from letta_gym.files import write_atomically
 from letta_gym.letta import hook_client
 from letta_gym.letta.folders import Delivery, deliver, withdraw
-from letta_gym.letta.hook_server import STOP, lock_of
+from letta_gym.letta.hook_server import DONE, RATING, STOP, lock_of
 from letta_gym.letta.run_folder import names_of
 from letta_gym.letta.turn import SKILL_TOOL
 from letta_gym.library.skills import Skill
@@ -191,16 +191,49 @@ def is_installed(place: Place) -> bool:
 
 def stop_server(place: Place) -> bool:
     """End the project's server; returns whether one ran."""
+    return _told(place, STOP) is not None
+
+
+def rate(place: Place, decision_id: str, success: float, loaded: Sequence[str]) -> bool:
+    """Tell the project's server what a person says of a prompt; returns whether it learned it."""
+    event = {
+        "event_type": RATING,
+        "decision_id": decision_id,
+        "success": success,
+        "loaded": list(loaded),
+    }
+    return _told(place, json.dumps(event).encode()) == b"0" + DONE.encode()
+
+
+def decided(place: Place, decision_id: str | None = None) -> dict[str, Any]:
+    """A prompt as it stands in the project's decisions; by default the latest.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        for line in reversed(place.decisions.read_text(encoding="utf-8").splitlines()):
+            found: dict[str, Any] = json.loads(line)
+            if decision_id in (None, found["decision_id"]):
+                return found
+    wanted = "no prompt" if decision_id is None else f"no prompt with the decision {decision_id!r}"
+    raise ConfigError(f"{wanted} stands in {place.decisions}; it is written when its turn is over")
+
+
+def _told(place: Place, message: bytes) -> bytes | None:
+    """What the project's server answers; None where none runs."""
+    reply = b""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(2.0)
         try:
             connection.connect(str(place.socket))
-            connection.sendall(STOP)
+            connection.sendall(message)
             connection.shutdown(socket.SHUT_WR)
-            connection.recv(1)
+            while part := connection.recv(4096):
+                reply += part
         except OSError:
-            return False
-    return True
+            return None
+    return reply
 
 
 def _notes(place: Place) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from pydantic import Field
-from sqlalchemy import Connection, Row, and_, bindparam, insert, select, update
+from sqlalchemy import Connection, Row, and_, bindparam, delete, insert, select, update
 from sqlalchemy.orm import Session
 
 from letta_gym.config import Section
@@ -35,9 +35,18 @@ _OWN = and_(_DECISIONS.c.id == bindparam("decision"), _DECISIONS.c.agent_id == b
 _OF_DECISION = _PICKED.c.decision_id == bindparam("decision")
 
 _KEEP_DECISION, _KEEP_PICKS, _KEEP_OUTCOME = insert(_DECISIONS), insert(_PICKED), insert(_OUTCOMES)
+_OUTCOME = _OUTCOMES.c.decision_id == bindparam("decision")
+_GRADED = ("success", "evidence", "reward", "reward_parts", "source")
 _VECTOR = select(_DECISIONS.c.vector).where(_OWN)
 _STATE = (
-    select(_DECISIONS.c.mode, _DECISIONS.c.decided_at, _DECISIONS.c.expires_at, _OUTCOMES.c.digest)
+    select(
+        _DECISIONS.c.mode,
+        _DECISIONS.c.decided_at,
+        _DECISIONS.c.expires_at,
+        _OUTCOMES.c.digest,
+        _OUTCOMES.c.success,
+        _OUTCOMES.c.error,
+    )
     .join_from(_DECISIONS, _OUTCOMES, isouter=True)
     .where(_OWN)
 )
@@ -147,6 +156,9 @@ class StoreLog:
     def recorded(self, decision_id: str, outcome: Outcome) -> bool:
         """Keep an outcome; False when this very outcome is kept already.
 
+        An outcome that nobody graded may be followed by one that is, which then takes its place;
+        how the agent went about the task stays.
+
         Raises:
             DecisionError: the decision is unknown, expired, not carried out, or has another
                 outcome.
@@ -162,16 +174,17 @@ class StoreLog:
                 raise self._unknown(decision_id)
             if found.digest == digest:
                 return False
-            now = self._clock()
-            _check_open(decision_id, found, now)
+            now, row = self._clock(), self._outcome_row(outcome)
+            grades = outcome.success is not None and _is_ungraded(found)
+            _check_open(decision_id, found, now, grades)
             _mark_loaded(connection, decision_id, outcome.loaded)
-            row = self._outcome_row(outcome) | {
-                "decision_id": decision_id,
-                "digest": digest,
-                "delay": now - found.decided_at,
-                "recorded_at": now,
-            }
-            connection.execute(_KEEP_OUTCOME, row)
+            kept = {"digest": digest, "delay": now - found.decided_at, "recorded_at": now}
+            if grades:  # as a new row, for evidence is restored in the order of the rows
+                old = connection.execute(select(_OUTCOMES).where(_OUTCOME), of_decision).one()
+                connection.execute(delete(_OUTCOMES).where(_OUTCOME), of_decision)
+                row = {**old._mapping, **{name: row[name] for name in _GRADED}}
+                del row["id"]
+            connection.execute(_KEEP_OUTCOME, {**row, **kept, "decision_id": decision_id})
             return True
 
         return self._database.once(work)
@@ -267,8 +280,13 @@ def write_decisions(database: Database, entries: Sequence[tuple[StoreLog, Decisi
             connection.execute(_KEEP_PICKS, picks)
 
 
-def _check_open(decision_id: str, found: Row[*tuple[Any, ...]], now: float) -> None:
-    if found.digest is not None:
+def _is_ungraded(found: Row[*tuple[Any, ...]]) -> bool:
+    """Whether the decision has an outcome that nobody graded, and that is no failure."""
+    return found.digest is not None and found.success is None and found.error is None
+
+
+def _check_open(decision_id: str, found: Row[*tuple[Any, ...]], now: float, grades: bool) -> None:
+    if found.digest is not None and not grades:
         raise DecisionError(
             f"the decision {decision_id!r} has another outcome already; what is learned later "
             "goes into feedback()"
