@@ -19,14 +19,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
+from agents.chart import line_chart
 from agents.run import CONFIG, SUMMARY
 from benchmarks import letta_code, letta_faults
 from benchmarks.figures import RESULTS, Figure, at_least, equal, measured, report
@@ -49,6 +52,7 @@ LEARNING_ROLLOUTS, FAULTY_ROLLOUTS = 480, 200
 KILLS = 20
 LEARNING = RESULTS / "letta-learning"
 """Where the run of the part ``learning`` is kept: configuration, summary, TensorBoard events."""
+PICTURE = ROOT / "docs" / "letta-learning.png"
 
 
 def rollouts(url: str, model: str) -> Figures:
@@ -138,6 +142,7 @@ def learning(url: str, model: str) -> Figures:
         LEARNING.mkdir(parents=True)
         for path in (run / SUMMARY, run / CONFIG, *run.glob("events.*")):
             shutil.copy(path, LEARNING)
+    picture(summary)
     agents = summary["evaluation"]["agents"]
     success = {name: float(each["success"]["mean"]) for name, each in agents.items()}
     return {
@@ -150,6 +155,26 @@ def learning(url: str, model: str) -> Figures:
         "learning/success_of_oracle": Figure(success["oracle"]),
         "learning/learned_share_of_oracle": at_least(success["learned"] / success["oracle"], 0.9),
     }
+
+
+def picture(summary: Mapping[str, Any]) -> None:
+    """Draw the success in training, from the kept TensorBoard events, for the documentation."""
+    events = EventAccumulator(str(LEARNING)).Reload().Scalars("selection/success")
+    steps = np.array([0, *(event.step for event in events)])
+    agents = summary["evaluation"]["agents"]
+    base, best = (agents[name]["success"]["mean"] for name in ("retrieval", "oracle"))
+    chart = line_chart(
+        {
+            "in training": (steps[1:], np.array([event.value for event in events])),
+            "oracle": (steps, np.full(len(steps), best)),
+            "retrieval ranking": (steps, np.full(len(steps), base)),
+        },
+        "Learning on a real Letta V1 server: which look-alike works",
+        "rollouts",
+        f"success; in training the mean of {steps[1]} rollouts, the others on 48 test tasks",
+        scale=2,
+    )
+    Image.fromarray(chart).quantize(64).save(PICTURE, optimize=True)
 
 
 def faults(url: str, model: str) -> Figures:

@@ -119,18 +119,28 @@ def _kept(benchmark: str) -> Mapping[str, Mapping[str, Any]]:
 FIRST_DAY = {"top": "retrieval", "hybrid": "retrieval, tuned", "default": "`default`"}
 
 
-def figures(benchmark: str) -> str:
-    """A Markdown table of what a benchmark measured last, and where."""
+def figures(benchmark: str, *groups: str) -> str:
+    """A Markdown table of what a benchmark measured last, and where; of ``groups`` or of all.
+
+    A group is what stands before the first slash of a figure's name.
+    """
     kept = json.loads((RESULTS / f"{benchmark}.json").read_text(encoding="utf-8"))
     versions = ", ".join(f"{name} {version}" for name, version in kept["versions"].items())
     lines = [f"On {kept['machine']}, with {versions}:", ""]
     lines += ["| figure | value | target | holds |", "|---|--:|--:|---|"]
     for name, figure in kept["figures"].items():
-        value = figure["value"]
-        shown = f"{value:,.4g}" if isinstance(value, float) and value < 1000 else f"{value:,.0f}"
+        if groups and name.split("/")[0] not in groups:
+            continue
+        shown = _value(figure["value"])
         holds = {None: "", True: "yes", False: "no"}[figure["holds"]]
         lines.append(f"| `{name}` | {shown} | {figure['target'] or ''} | {holds} |")
     return "\n".join(lines)
+
+
+def _value(value: float | bool) -> str:
+    if isinstance(value, bool):
+        return str(value)
+    return f"{value:,.4g}" if isinstance(value, float) and value < 1000 else f"{value:,.0f}"
 
 
 GENERATED: Mapping[str, Mapping[str, Callable[[], str]]] = {
@@ -149,6 +159,12 @@ GENERATED: Mapping[str, Mapping[str, Callable[[], str]]] = {
     "speed.md": {
         "speed": lambda: figures("speed"),
         "curves": lambda: figures("curves"),
+    },
+    "letta.md": {
+        "rest": lambda: figures("letta", "rest", "learning", "faulty", "killed"),
+    },
+    "letta-code.md": {
+        "code": lambda: figures("letta", "code", "hook"),
     },
     "algorithms.md": {
         "wrappers": lambda: wrappers(CHECKS_WRAPPER),
