@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from letta_gym.feedback.decision import Decision, Waiting
 from letta_gym.feedback.outcome import Outcome
+from letta_gym.library.embeddings import VectorSpace
 from letta_gym.selection.exploration import (
     DailyBudget,
     ExplorationConfig,
@@ -130,6 +131,9 @@ class Memo:
 
     def __init__(self) -> None:
         self.kept: list[Decision] = []
+
+    def begin(self, space: VectorSpace) -> None:
+        self.space = space
 
     def decided(self, decision: Decision) -> None:
         self.kept.append(decision)

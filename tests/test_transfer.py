@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from letta_gym.errors import BundleError, StoreError
+from letta_gym.errors import BundleError, EmbeddingError, StoreError
 from letta_gym.feedback.evidence import EvidenceConfig
 from letta_gym.feedback.memory import OutcomeMemory
 from letta_gym.feedback.outcome import Outcome
@@ -21,8 +21,9 @@ from letta_gym.feedback.transfer import (
     pool,
     recommend,
 )
+from letta_gym.library.embeddings import VectorSpace
 from letta_gym.library.skills import Skill
-from letta_gym.library.vectors import snap
+from letta_gym.library.vectors import EmbedderIdentity, snap
 from letta_gym.store.store import Store
 from letta_gym.store.transfers import Conflict, Transfers, learn
 from tests.stores import Clock, decision, new_database, skill
@@ -274,6 +275,53 @@ def test_vectors_of_another_length_are_refused(store: Store) -> None:
     row = Transfers(store).take_in(bundle(), "bob", actor="eve")
     with pytest.raises(BundleError, match=r"of 8 dimensions.*have 9"):
         learn(OutcomeMemory(9, EvidenceConfig()), row)
+
+
+def space(name: str = "one", dimension: int = 8, turn: float = 0.0) -> VectorSpace:
+    """Another build of a model has other weights; its vectors are ``turn`` away."""
+    probes = np.eye(2, dimension) + turn * np.eye(2, dimension, 2)
+    return VectorSpace(EmbedderIdentity(name, name * 8, dimension), snap(probes))
+
+
+def test_a_bundle_says_whose_vectors_it_holds(store: Store) -> None:
+    worked(store, "ada", skill("a"), scope="shared")
+    shared(store, "ada", "a")
+    store.agents.settle("ada", space())
+    store.agents.ensure("bob")
+    packed = Transfers(store).pack("ada", "bob")
+    read = Bundle.from_bytes(packed.to_bytes())
+    assert read.space is not None
+    assert read.space.identity == space().identity
+    np.testing.assert_array_equal(read.space.probes, space().probes)
+    Transfers(store).take_in(packed, "bob", actor="eve")
+    of_bob = store.agents.space("bob")
+    assert of_bob is not None
+    assert of_bob.identity == space().identity
+    with pytest.raises(EmbeddingError, match=r"agent 'bob' cannot use.*from two .*begin anew"):
+        store.log(store.agents.get("bob")).begin(space("two", turn=1.0))
+
+
+def test_vectors_of_another_model_are_refused_and_of_another_build_taken(store: Store) -> None:
+    for name in ("bob", "una"):
+        store.agents.ensure(name)
+        store.log(store.agents.get(name)).begin(space())
+    transfers = Transfers(store)
+    with pytest.raises(BundleError, match=r"from two .*do not agree to a cosine of 0.98"):
+        transfers.take_in(bundle(space=space("two", turn=1.0)), "bob", actor="eve")
+    assert store.policies.audit() == []
+    assert store.catalogue(store.agents.get("bob")).versions() == []
+    transfers.take_in(bundle(space=space("two", turn=0.05)), "bob", actor="eve")
+    assert store.policies.audit()[-1].action == "transfer"
+
+
+def test_nothing_is_recommended_by_vectors_of_another_model(store: Store) -> None:
+    worked(store, "ada", skill("a"), scope="shared")
+    worked(store, "bob", skill("b"), n=1)
+    tasks = np.stack([one.decision.vector for one in store.history().decisions(agent="ada")])
+    assert len(Transfers(store).recommend("bob", tasks)) == 1
+    store.agents.settle("ada", space())
+    store.agents.settle("bob", space("two", turn=1.0))
+    assert Transfers(store).recommend("bob", tasks) == []
 
 
 def test_an_agent_is_recommended_what_it_may_see_and_lacks(store: Store) -> None:

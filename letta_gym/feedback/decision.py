@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from letta_gym.feedback.outcome import Outcome
+from letta_gym.library.embeddings import VectorSpace
 from letta_gym.library.skills import Skill
 
 Float = NDArray[np.float32]
@@ -72,6 +73,14 @@ class Waiting:
 
 class DecisionLog(Protocol):
     """Where decisions and outcomes are kept beyond the process; each call returns once they are."""
+
+    def begin(self, space: VectorSpace) -> None:
+        """Say whose vectors the decisions to come have; called before the first of them.
+
+        Raises:
+            EmbeddingError: the log holds decisions with vectors of another model.
+        """
+        ...
 
     def decided(self, decision: Decision) -> None:
         """Keep a decision; called before anybody can act on it."""

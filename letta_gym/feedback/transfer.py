@@ -25,8 +25,9 @@ from letta_gym.errors import BundleError, SkillError
 from letta_gym.feedback.beta import Beta, Rate
 from letta_gym.feedback.evidence import kernel
 from letta_gym.files import write_atomically
+from letta_gym.library.embeddings import VectorSpace
 from letta_gym.library.skills import Skill
-from letta_gym.library.vectors import from_units, to_units
+from letta_gym.library.vectors import EmbedderIdentity, from_units, to_units
 from letta_gym.sealed import SealError, seal, unseal
 
 Float = NDArray[np.float32]
@@ -166,6 +167,7 @@ class Bundle:
         skill: which of them each outcome is of, shape (E,).
         vectors: snapped task vectors, shape (E, D).
         success, fit: of each outcome, shape (E,).
+        space: whose vectors they are; None where that is not known.
     """
 
     source: str
@@ -174,6 +176,7 @@ class Bundle:
     vectors: Float
     success: Float
     fit: Float
+    space: VectorSpace | None = None
 
     def to_bytes(self) -> bytes:
         """A sealed file; the same bundle gives the same bytes."""
@@ -183,10 +186,13 @@ class Bundle:
             "success": self.success.astype(np.float32),
             "fit": self.fit.astype(np.float32),
         }
+        if self.space is not None:
+            tensors["probes"] = self.space.probes.astype(np.float32)
         header = {
             "format": _FORMAT,
             "kind": "bundle",
             "source": self.source,
+            "embedder": None if self.space is None else self.space.identity.to_json(),
             "skills": [
                 {
                     "id": skill.id,
@@ -262,6 +268,9 @@ class Bundle:
         skill = tensors["skill"].astype(np.int64)
         if ((skill < 0) | (skill >= len(skills))).any():
             raise BundleError("an outcome is of a skill that the bundle lacks")
+        space = None
+        if header.get("embedder") is not None:
+            space = VectorSpace(EmbedderIdentity(**header["embedder"]), tensors["probes"])
         return cls(
             header["source"],
             tuple(skills),
@@ -269,4 +278,5 @@ class Bundle:
             from_units(tensors["vectors"]),
             tensors["success"],
             tensors["fit"],
+            space,
         )

@@ -15,6 +15,7 @@ from letta_gym.feedback.outcome import Outcome
 from letta_gym.letta.grading import Grader, grader_of
 from letta_gym.letta.reward import RewardConfig, with_feedback
 from letta_gym.letta.rollout import Rollout
+from letta_gym.library.embeddings import VectorSpace
 from letta_gym.library.skills import Skill, SkillLibrary
 from letta_gym.library.tasks import Task
 from letta_gym.selection.policy import Policy
@@ -247,6 +248,10 @@ class _Decisions:
     def __init__(self, inner: DecisionLog | None) -> None:
         self._inner = inner
         self.made: dict[str, Decision] = {}
+
+    def begin(self, space: VectorSpace) -> None:
+        if self._inner is not None:
+            self._inner.begin(space)
 
     def decided(self, decision: Decision) -> None:
         if self._inner is not None:

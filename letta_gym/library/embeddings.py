@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -188,6 +189,39 @@ def default_embedder() -> Embedder:
     raise MissingExtraError(
         "onnx", "embedding text (the small build; 'embeddings' brings sentence-transformers)"
     )
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class VectorSpace:
+    """Whose vectors something holds: the embedder, and its vectors of :data:`PROBES`, (P, D)."""
+
+    identity: EmbedderIdentity
+    probes: Float
+
+    def check(self, other: VectorSpace, whose: str) -> None:
+        """Make sure that vectors of ``other`` may stand beside those of this one.
+
+        Args:
+            other: the other space.
+            whose: what the message calls it.
+
+        Raises:
+            EmbeddingError: they are of different models; the message names both.
+        """
+        if not self.agrees(other):
+            raise EmbeddingError(
+                f"its vectors come from {self.identity}, {whose} from {other.identity}, another "
+                f"model: their vectors of the probes do not agree to a cosine of {SAME_MODEL}"
+            )
+
+    def agrees(self, other: VectorSpace) -> bool:
+        """Whether both are of one model, by name and weights or by their probes."""
+        mine, found = self.identity, other.identity
+        if (found.id, found.weights_sha256) == (mine.id, mine.weights_sha256):
+            return True
+        if self.probes.shape != other.probes.shape or not len(self.probes):
+            return False
+        return bool(_cosines(self.probes, other.probes).min() >= SAME_MODEL)
 
 
 def check_same_model(expected: EmbedderIdentity, probes: Float, embedder: Embedder) -> None:

@@ -18,7 +18,7 @@ from letta_gym.feedback.decision import Decision, DecisionLog, Pick
 from letta_gym.feedback.evidence import Evidence, Judgement, alone_nearby, alone_rate, judge
 from letta_gym.feedback.memory import ALONE, OutcomeMemory
 from letta_gym.feedback.outcome import Outcome
-from letta_gym.library.embeddings import Embedder
+from letta_gym.library.embeddings import Embedder, VectorSpace
 from letta_gym.library.skills import Skill, SkillLibrary
 from letta_gym.library.vectors import is_snapped, snap
 from letta_gym.selection import bilinear, candidates, network, subset
@@ -118,6 +118,8 @@ class SkillSelector:
         self.memory = memory
         self.rng = np.random.default_rng() if rng is None else rng
         self.log, self.explorer = log, explorer
+        if log is not None:
+            log.begin(VectorSpace(policy.embedder, policy.probes))
         self._pending: OrderedDict[str, _Pending] = OrderedDict()
         self._name, self._numbers = secrets.token_hex(8), itertools.count()
         self.max_pending = 10_000

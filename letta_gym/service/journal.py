@@ -13,6 +13,7 @@ from concurrent.futures import Executor
 from letta_gym.errors import DecisionError
 from letta_gym.feedback.decision import Decision, Waiting
 from letta_gym.feedback.outcome import Outcome
+from letta_gym.library.embeddings import VectorSpace
 from letta_gym.store.log import StoreLog
 
 Entry = tuple[StoreLog, Decision]
@@ -78,7 +79,7 @@ def _settle(batch: Sequence[tuple[Entry, asyncio.Future[None]]], error: Exceptio
 class JournalLog:
     """The :class:`~letta_gym.feedback.decision.DecisionLog` of one agent's selector.
 
-    It touches no database: decisions go to the journal, and outcomes are on the database before the
+    Decisions go to the journal, and outcomes are on the database before the
     selector hears of them (see :meth:`letta_gym.service.desk.Desk.record`).
     """
 
@@ -86,6 +87,10 @@ class JournalLog:
         self._journal, self._log = journal, log
         self._kept: dict[str, asyncio.Future[None]] = {}
         self._recalled: dict[str, Waiting] = {}
+
+    def begin(self, space: VectorSpace) -> None:
+        """Ask the store; called beside the event loop."""
+        self._log.begin(space)
 
     def decided(self, decision: Decision) -> None:
         """Note the decision; :meth:`kept` waits for it."""

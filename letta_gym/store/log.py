@@ -16,7 +16,9 @@ from letta_gym.config import Section
 from letta_gym.errors import ConfigError, DecisionError
 from letta_gym.feedback.decision import Decision, Pick, Waiting
 from letta_gym.feedback.outcome import Outcome
+from letta_gym.library.embeddings import VectorSpace
 from letta_gym.library.vectors import text_hash
+from letta_gym.store.agents import Agents
 from letta_gym.store.catalogue import Catalogue
 from letta_gym.store.engine import Clock, Database
 from letta_gym.store.models import Base, DecisionRow, FeedbackRow, Viewer
@@ -97,6 +99,10 @@ class StoreLog:
     ) -> None:
         self.agent, self.catalogue, self.config, self.mode = agent, catalogue, config, mode
         self._database, self._clock = database, clock
+
+    def begin(self, space: VectorSpace) -> None:
+        """Say whose vectors the agent's decisions have; see :meth:`Agents.settle`."""
+        Agents(self._database, self._clock).settle(self.agent.name, space)
 
     def decided(self, decision: Decision) -> None:
         """Keep a decision; it is on the database when this returns."""

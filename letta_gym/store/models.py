@@ -83,7 +83,10 @@ class Scoped:
 
 
 class Agent(Scoped, Base):
-    """An agent. Its scope says who may see what it did: itself, its team, or every agent."""
+    """An agent. Its scope says who may see what it did: itself, its team, or every agent.
+
+    ``embedder`` and its ``probes`` say whose vectors its decisions have, once there are any.
+    """
 
     __tablename__ = "agents"
     __table_args__ = (CheckConstraint(f"scope IN {SCOPES}", "scope"),)
@@ -92,6 +95,8 @@ class Agent(Scoped, Base):
     name: Mapped[str] = mapped_column(unique=True)
     team: Mapped[str | None]
     scope: Mapped[str] = mapped_column(default=PRIVATE)
+    embedder: Mapped[dict[str, Any] | None]
+    probes: Mapped[Float | None] = mapped_column(Floats)
     created_at: Mapped[float]
 
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -12,7 +13,7 @@ import numpy as np
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from letta_gym.errors import BundleError, StoreError
+from letta_gym.errors import BundleError, EmbeddingError, StoreError
 from letta_gym.feedback.memory import OutcomeMemory
 from letta_gym.feedback.transfer import (
     AgentEvidence,
@@ -23,6 +24,7 @@ from letta_gym.feedback.transfer import (
 )
 from letta_gym.library.skills import Skill
 from letta_gym.library.vectors import Float
+from letta_gym.store.agents import settle
 from letta_gym.store.engine import Database
 from letta_gym.store.history import Logged
 from letta_gym.store.models import Agent, SkillRow, TransferRow, VersionRow, Viewer
@@ -67,7 +69,8 @@ class Transfers:
     def recommend(self, agent: str, tasks: Float) -> list[Recommendation]:
         """Skills that did well for the agents that ``agent`` may see, on tasks like ``tasks``.
 
-        Skills that it has already, in the same content, are left out.
+        Skills that it has already, in the same content, are left out, and so is evidence of agents
+        with another embedder: their tasks cannot be compared.
 
         Raises:
             StoreError: there is no such agent.
@@ -75,9 +78,12 @@ class Transfers:
         viewer = self.store.agents.get(agent)
         own = {version.content_hash for _, version in self._skills(viewer, agent)}
         found: dict[tuple[str, str], list[_Outcome]] = defaultdict(list)
+        comparable: dict[str, bool] = {}
         for one in self.store.history(viewer).decisions(settled=True):
-            for outcome in _outcomes(one):
-                if one.agent != agent and outcome.key not in own:
+            if one.agent not in comparable:
+                comparable[one.agent] = one.agent != agent and self._comparable(agent, one.agent)
+            for outcome in _outcomes(one) if comparable[one.agent] else ():
+                if outcome.key not in own:
                     found[one.agent, outcome.key].append(outcome)
         evidence = [
             AgentEvidence(
@@ -123,8 +129,9 @@ class Transfers:
                 f"{recipient or 'an agent of another store'} may see no such skill of {source!r} "
                 "with its outcomes; change the scope of the agent and of its skills first"
             )
-        newest = {key: found[key][-self.config.newest :] for key in wanted}
-        return _bundle(source, [current[key] for key in wanted], [newest[key] for key in wanted])
+        newest = [found[key][-self.config.newest :] for key in wanted]
+        made = _bundle(source, [current[key] for key in wanted], newest)
+        return replace(made, space=self.store.agents.space(source))
 
     def take_in(
         self,
@@ -147,7 +154,8 @@ class Transfers:
 
         Raises:
             StoreError: there is no such agent, or the bundle is its own.
-            BundleError: the bundle is damaged, or conflicts are refused.
+            BundleError: the bundle is damaged, conflicts are refused, or its vectors are of another
+                model than those of the agent.
         """
         bundle = file if isinstance(file, Bundle) else Bundle.load(file)
         agent = self.store.agents.get(target)
@@ -163,6 +171,7 @@ class Transfers:
             if known is not None:
                 return known
             fates = self._fates(session, agent, bundle, conflicts)
+            _settle(session, agent, bundle)
             source = session.scalar(select(Agent.id).where(Agent.name == bundle.source))
             row = TransferRow(
                 source_id=source,
@@ -183,6 +192,11 @@ class Transfers:
         taken = [skill for skill in bundle.skills if fates[skill.id] in ("new", "taken")]
         self.store.catalogue(agent).register(taken)
         return row
+
+    def _comparable(self, one: str, other: str) -> bool:
+        """Whether the tasks of two agents have vectors of the same model."""
+        first, second = (self.store.agents.space(name) for name in (one, other))
+        return first is None or second is None or first.agrees(second)
 
     def _skills(self, viewer: Viewer, owner: str) -> Sequence[tuple[SkillRow, VersionRow]]:
         """The newest visible version of each skill of ``owner``."""
@@ -231,6 +245,18 @@ class Transfers:
                 "own or take the bundle's (conflicts=)"
             )
         return fates
+
+
+def _settle(session: Session, agent: Viewer, bundle: Bundle) -> None:
+    """Make sure that the agent can use the vectors of a bundle, and keeps to them."""
+    if bundle.space is None or not len(bundle.vectors):
+        return
+    row = session.get(Agent, agent.id)
+    assert row is not None
+    try:
+        settle(row, bundle.space)
+    except EmbeddingError as error:
+        raise BundleError(f"no evidence can be taken from this bundle: {error}") from error
 
 
 def learn(memory: OutcomeMemory, transfer: TransferRow) -> int:

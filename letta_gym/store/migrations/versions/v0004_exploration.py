@@ -1,4 +1,4 @@
-"""Leases of the exploration budget, which holds over all processes."""
+"""Leases of the exploration budget; whose vectors an agent's decisions have."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ depends_on = None
 
 def upgrade() -> None:
     """Make the change."""
+    op.add_column("agents", sa.Column("embedder", sa.JSON(), nullable=True))
+    op.add_column("agents", sa.Column("probes", sa.LargeBinary(), nullable=True))
     op.create_table(
         "exploration_leases",
         sa.Column("id", sa.Integer(), nullable=False),
@@ -37,3 +39,5 @@ def downgrade() -> None:
         op.f("ix_exploration_leases_agent_id_granted_at"), table_name="exploration_leases"
     )
     op.drop_table("exploration_leases")
+    op.drop_column("agents", "probes")
+    op.drop_column("agents", "embedder")
