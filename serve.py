@@ -6,8 +6,12 @@ import argparse
 import gc
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from letta_gym.errors import LettaGymError, MissingExtraError
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,7 +41,7 @@ def serve(config: str, changes: Sequence[str]) -> None:
     from letta_gym.config import load
 
     try:
-        import uvicorn
+        import uvicorn  # noqa: F401
 
         from letta_gym.service.app import make_app
         from letta_gym.service.config import ServeConfig
@@ -45,19 +49,25 @@ def serve(config: str, changes: Sequence[str]) -> None:
     except ModuleNotFoundError as error:
         raise MissingExtraError("serve", f"serving (module {error.name})") from error
 
+    settings = load(ServeConfig, config, changes)
+    configure_logging(settings.service.log_level)
+    listen(make_app(settings), settings.service.host, settings.service.port)
+
+
+def listen(app: FastAPI, host: str, port: int) -> None:
+    """Serve ``app`` until interrupted."""
+    import uvicorn
+
     # The event loop and the thread that writes the log take turns often: with Python's 5 ms an
     # answer waits that long whenever the writer is at work.
     sys.setswitchinterval(0.0005)
-    settings = load(ServeConfig, config, changes)
-    configure_logging(settings.service.log_level)
-    app = make_app(settings)
     # What is loaded by now stays: looking through it again stops every request for 50 to 100 ms.
     gc.collect()
     gc.freeze()
     uvicorn.run(
         app,
-        host=settings.service.host,
-        port=settings.service.port,
+        host=host,
+        port=port,
         log_level="warning",
         access_log=False,
         server_header=False,
