@@ -7,8 +7,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from starlette.requests import Request
-
 from letta_gym.service.config import AccessConfig, LimitsConfig
 from letta_gym.service.problems import ApiError
 from letta_gym.store.keys import RIGHTS, digest_of
@@ -66,13 +64,13 @@ class Access:
             for digest, key in held.items()
         }
 
-    def admit(self, request: Request, right: str) -> Caller:
-        """The caller of ``request``, which needs ``right``.
+    def admit(self, authorization: str, right: str) -> Caller:
+        """The caller of a request with the header ``authorization``, which needs ``right``.
 
         Raises:
             ApiError: 401 without a key that holds, 403 without the right, 429 above the rate.
         """
-        caller = self._caller(request) if self.config.keys else ANYBODY
+        caller = self._caller(authorization) if self.config.keys else ANYBODY
         if right not in caller.rights:
             raise ApiError(
                 403,
@@ -82,8 +80,8 @@ class Access:
         self.count(caller.name)
         return caller
 
-    def _caller(self, request: Request) -> Caller:
-        scheme, _, secret = request.headers.get("authorization", "").partition(" ")
+    def _caller(self, authorization: str) -> Caller:
+        scheme, _, secret = authorization.partition(" ")
         if scheme.lower() != "bearer" or not secret:
             raise ApiError(
                 401, "this needs an API key; send the header 'Authorization: Bearer KEY'"

@@ -17,6 +17,7 @@ from letta_gym.errors import MissingExtraError
 from letta_gym.service import problems
 from letta_gym.service.access import AGENT_HEADER
 from letta_gym.service.config import ServeConfig
+from letta_gym.service.express import Express
 from letta_gym.service.gate import Gate
 from letta_gym.service.guard import SCHEME, guarded, router
 from letta_gym.service.routes.agents import agents
@@ -26,7 +27,7 @@ from letta_gym.service.routes.health import health
 from letta_gym.service.routes.metrics import metrics
 from letta_gym.service.routes.policies import policies
 from letta_gym.service.routes.skills import skills
-from letta_gym.service.routes.tasks import tasks
+from letta_gym.service.routes.tasks import selecting, tasks
 from letta_gym.service.service import Service
 
 log = logging.getLogger(__name__)
@@ -116,7 +117,9 @@ def _about(app: FastAPI) -> Any:
 
 
 def _add_middleware(app: FastAPI, service: Service) -> None:
+    """Add what stands in front of the routes; what is added last is passed first."""
     config = service.config
+    app.add_middleware(Express, of=service, route=selecting())
     if config.access.origins:
         app.add_middleware(
             CORSMiddleware,

@@ -10,10 +10,10 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -24,21 +24,26 @@ from letta_gym.service.telemetry import REQUEST_ID, Telemetry
 log = logging.getLogger(__name__)
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_SECURITY = {
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Resource-Policy": "same-origin",
-}
-_PAGE = {
+_SECURITY = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+]
+_PAGE = [
+    *_SECURITY,
     # Gradio builds its page with inline scripts and styles; nothing comes from elsewhere.
-    "Content-Security-Policy": "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; "
-    "frame-ancestors 'none'; form-action 'self'; base-uri 'self'",
-}
-_NOTHING_TO_SHOW = {
-    "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-}
+    (
+        b"content-security-policy",
+        b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; "
+        b"frame-ancestors 'none'; form-action 'self'; base-uri 'self'",
+    ),
+]
+_NOTHING_TO_SHOW = [
+    *_SECURITY,
+    (b"cache-control", b"no-store"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+]
 
 
 class Gate:
@@ -123,10 +128,8 @@ class Gate:
     def _tell(self, request: _Request, status: int) -> None:
         taken = time.perf_counter() - request.started
         route = getattr(request.scope.get("route"), "path", "-")
-        t = self._telemetry
-        t.requests.labels(request.scope["method"], route, status).inc()
-        t.seconds.labels(route).observe(taken)
-        t.under_way.set(self._under_way)
+        self._telemetry.answered(request.scope["method"], route, status, taken)
+        self._telemetry.under_way.set(self._under_way)
         if log.isEnabledFor(logging.INFO):
             who = request.scope.get("caller", "-")
             what = f"{request.scope['method']} {request.scope['path']}"
@@ -157,10 +160,12 @@ class _Answer:
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            headers = MutableHeaders(scope=message)
-            headers["X-Request-Id"] = self._request.id
-            _add(headers, _SECURITY)
-            _add(headers, _PAGE if self._request.is_page else _NOTHING_TO_SHOW)
+            headers = list(message.get("headers", ()))
+            given = {name for name, _ in headers}
+            headers.append((b"x-request-id", self._request.id.encode()))
+            more = _PAGE if self._request.is_page else _NOTHING_TO_SHOW
+            headers += [header for header in more if header[0] not in given]
+            message = {**message, "headers": headers}
         await self._send(message)
 
 
@@ -179,11 +184,6 @@ class _Counted:
             if self._left < 0:
                 raise HTTPException(413, f"at most {self._limit:,} bytes are taken here")
         return message
-
-
-def _add(headers: MutableHeaders, more: Mapping[str, str]) -> None:
-    for name, value in more.items():
-        headers.setdefault(name, value)
 
 
 async def _nothing() -> dict[str, Any]:

@@ -13,6 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from letta_gym.service.access import AGENT_HEADER
 from letta_gym.service.problems import ApiError
 
+LONGEST_NAME = 100
+"""Characters of an agent's name."""
+
 Limit = Annotated[int, Query(ge=1, le=500, description="most items of a page")]
 After = Annotated[
     str | None,
@@ -20,7 +23,7 @@ After = Annotated[
 ]
 AgentHeader = Annotated[
     str | None,
-    Header(alias=AGENT_HEADER, max_length=100, description="the agent to act for"),
+    Header(alias=AGENT_HEADER, max_length=LONGEST_NAME, description="the agent to act for"),
 ]
 DecisionId = Annotated[str, Path(min_length=1, max_length=100)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -131,10 +132,16 @@ def response(
 
 def install(app: FastAPI) -> None:
     """Answer every error of ``app`` with a problem."""
-    app.add_exception_handler(ApiError, _api_error)
-    app.add_exception_handler(LettaGymError, _library_error)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(HTTPException, _http_error)
+    for kind, answer in _HANDLERS.items():
+        app.add_exception_handler(kind, answer)
+
+
+async def answer_to(request: Request, error: Exception) -> JSONResponse:
+    """The problem that an error of one of the kinds of :func:`install` is answered with."""
+    for kind, answer in _HANDLERS.items():
+        if isinstance(error, kind):
+            return await answer(request, error)
+    raise error
 
 
 def _answer(request: Request, status: int, detail: str, **more: Any) -> JSONResponse:
@@ -170,3 +177,11 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     answer = _answer(request, error.status_code, str(error.detail))
     answer.headers.update(error.headers or {})
     return answer
+
+
+_HANDLERS: Mapping[type[Exception], Callable[[Request, Exception], Awaitable[JSONResponse]]] = {
+    ApiError: _api_error,
+    LettaGymError: _library_error,
+    RequestValidationError: _invalid,
+    HTTPException: _http_error,
+}

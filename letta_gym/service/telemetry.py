@@ -52,6 +52,26 @@ class Telemetry:
             buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512),
             registry=self.registry,
         )
+        # Finding a child by its labels takes as long as counting ten times.
+        self._answered: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+        self._chosen: dict[str, Counter] = {}
+
+    def answered(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Count a request that was answered."""
+        key = method, route, status
+        known = self._answered.get(key)
+        if known is None:
+            known = self.requests.labels(*key), self.seconds.labels(route)
+            self._answered[key] = known
+        known[0].inc()
+        known[1].observe(seconds)
+
+    def chosen_by(self, policy: str) -> None:
+        """Count a choice of the policy with this digest."""
+        known = self._chosen.get(policy)
+        if known is None:
+            known = self._chosen[policy] = self.selections.labels(policy)
+        known.inc()
 
     def text(self) -> bytes:
         """The metrics in Prometheus' text format."""

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 from fastapi import Response
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 
@@ -123,6 +124,11 @@ async def select(body: SelectRequest, request: Request, agent: AgentHeader = Non
     return view(selection, fallback)
 
 
+def selecting() -> APIRoute:
+    """The route of :func:`select`."""
+    return next(r for r in tasks.routes if isinstance(r, APIRoute) and r.endpoint is select)
+
+
 @tasks.post(
     "/tasks/{decision_id}/feedback",
     summary="Say how a task went",
@@ -163,7 +169,7 @@ async def chosen_for(
     selection = desk.select(
         body.task, vector, body.k, body.token_budget, body.explore, body.available
     )
-    of.telemetry.selections.labels(selection.policy_digest).inc()
+    of.telemetry.chosen_by(selection.policy_digest)
     await desk.kept(selection.decision_id)
     return desk, selection, vector, fallback
 
