@@ -78,6 +78,8 @@ class ServiceConfig(Section):
     ``policy``: file that serves when the store names no active policy; missing is no error.
     ``agent``: on whose behalf a caller without an agent of its own acts.
     ``ui``: whether the dashboard is served at /ui, where the extra ``ui`` is installed.
+    ``follow``: seconds after which a skill, a policy or an agent that another process changed in
+    the same database is noticed.
     ``log_level``: of the log on standard error.
     """
 
@@ -88,6 +90,7 @@ class ServiceConfig(Section):
     policy: Path | None = Path("runs/mock/policy.safetensors")
     agent: str = Field(default="default", min_length=1, max_length=100)
     ui: bool = True
+    follow: float = Field(default=0.5, gt=0)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
 

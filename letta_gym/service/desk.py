@@ -127,6 +127,10 @@ class Desk:
             self._selector.record(decision_id, outcome)
         return new
 
+    def is_outdated(self) -> bool:
+        """Whether other skills are offered now than those that are chosen from."""
+        return self._terms.store.offers.seen_by(self.agent) != self.offers
+
     def arranged(self, policy: Policy) -> Arrangement:
         """Prepare for ``policy`` and the skills that are offered now; takes long."""
         offers = self._terms.store.offers.seen_by(self.agent)

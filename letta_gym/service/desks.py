@@ -65,6 +65,13 @@ class Desks:
             await asyncio.to_thread(take, owner, skill, actor=actor)
             await self._rearrange(self.policy)
 
+    async def look_again(self) -> None:
+        """Take in what others offered and withdrew; the next choice knows."""
+        async with self._changing:
+            desks = list(self._desks.values())
+            if any([await asyncio.to_thread(desk.is_outdated) for desk in desks]):
+                await self._rearrange(self.policy)
+
     async def change_policy(self, policy: Policy) -> None:
         """Let ``policy`` choose from now on, for everybody at once."""
         async with self._changing:

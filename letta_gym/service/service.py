@@ -22,6 +22,7 @@ from letta_gym.service.config import ServeConfig
 from letta_gym.service.desk import Desk, Terms
 from letta_gym.service.desks import Desks
 from letta_gym.service.embedding import LazyEmbedder, SkillVectors, TaskVectors
+from letta_gym.service.follower import Follower
 from letta_gym.service.journal import Entry, Journal
 from letta_gym.service.problems import ApiError
 from letta_gym.service.registry import Registry
@@ -79,6 +80,8 @@ class Service:
     async def start(self) -> None:
         """Bring everything into place; on the event loop that will serve."""
         self.journal = Journal(self._write, self._writer, self.telemetry.batch.observe)
+        follower = Follower(self, self.config.service.follow)
+        await follower.begin()
         policy = await asyncio.to_thread(self._prepared)
         self.carrier = await asyncio.to_thread(carrier_of, self.config.letta, self.config.seed)
         terms = Terms(
@@ -95,6 +98,7 @@ class Service:
         self._background = [
             asyncio.create_task(self._keep_access_fresh()),
             asyncio.create_task(self._load_embedder()),
+            asyncio.create_task(follower.follow()),
         ]
         self.waits_for = None
         log.info("ready; policy %s%s", policy.digest, " (fallback)" if self.fallback else "")
@@ -178,6 +182,18 @@ class Service:
         await self.desks.change_policy(policy)
         self.fallback = fallback
         log.info("policy %s chooses now", policy.digest)
+
+    async def use_active(self) -> None:
+        """Let the policy choose that the store names active, where another does.
+
+        Raises:
+            PolicyFileError: its file is not in this service's folder, or damaged.
+        """
+        async with self.switching:
+            active = await asyncio.to_thread(self.store.policies.with_status, "active")
+            if active and active[0].digest != self.desks.policy.digest:
+                policy = await asyncio.to_thread(self.registry.load, active[0].digest)
+                await self.use(policy, self.registry.is_fallback(active[0]))
 
     # --- parts of start ---------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, func, select
 
 from letta_gym.errors import ConfigError
 from letta_gym.feedback.memory import OutcomeMemory
@@ -22,7 +22,7 @@ from letta_gym.store.figures import Figures
 from letta_gym.store.history import History
 from letta_gym.store.keys import Keys
 from letta_gym.store.log import LogConfig, StoreLog
-from letta_gym.store.models import MODES, DecisionRow, Viewer
+from letta_gym.store.models import MODES, AuditRow, DecisionRow, Viewer
 from letta_gym.store.offers import Offers
 from letta_gym.store.policies import Policies, Runs, audit
 from letta_gym.store.replies import Replies
@@ -166,6 +166,17 @@ class Store:
         """Say in the audit who changed what."""
         with self.database.write() as session:
             audit(session, self.clock(), actor, action, subject, detail)
+
+    def changes(self, after: int) -> dict[int, str]:
+        """The actions of the audit by their number, those with a number above ``after``."""
+        query = select(AuditRow.id, AuditRow.action).where(AuditRow.id > after)
+        with self.database.read(None) as session:
+            return {row.id: row.action for row in session.execute(query)}
+
+    def last_change(self) -> int:
+        """Number of the newest entry of the audit; 0 where there is none."""
+        with self.database.read(None) as session:
+            return session.scalar(select(func.max(AuditRow.id))) or 0
 
     def close(self) -> None:
         """Close the connections; the store cannot be used afterwards."""
