@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+from unittest.mock import patch
 
 from fastapi import FastAPI
 
@@ -66,10 +67,10 @@ def main() -> None:
     options = parser.parse_args()
     settings = load(ServeConfig, options.config, options.set)
     configure_logging(settings.service.log_level)
-    if options.which == "unlogged":
-        service.Journal = Forgetful  # type: ignore[misc]
-    app = bare() if options.which == "bare" else make_app(settings)
-    listen(app, settings.service.host, settings.service.port)
+    journal = Forgetful if options.which == "unlogged" else Journal
+    with patch.object(service, "Journal", journal):
+        app = bare() if options.which == "bare" else make_app(settings)
+        listen(app, settings.service.host, settings.service.port)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -142,7 +143,8 @@ async def _send(args: argparse.Namespace) -> Load:
     for number in range(args.clients):
         # Each begins at a task of its own, so that they do not ask in step.
         at = number * len(bodies) // args.clients
-        await loop.create_connection(lambda at=at: _Client(run, at), address.hostname, address.port)
+        client = partial(_Client, run, at)
+        await loop.create_connection(client, address.hostname, address.port)
     await run.over.wait()
     return run.load(args.seconds)
 

@@ -20,6 +20,7 @@ from letta_gym.letta import hook_server, hook_settings
 from letta_gym.letta.hook_record import Recorder
 from letta_gym.letta.hook_server import Narrowing
 from letta_gym.letta.hook_settings import Place
+from letta_gym.library.embeddings import VectorSpace
 from letta_gym.selection.runtime import SkillSelector
 from letta_gym.store.history import Logged
 from letta_gym.store.store import Store
@@ -41,6 +42,9 @@ class Slow:
         if self.error is not None:
             raise self.error
         self.kept.append(what)
+
+    def begin(self, space: VectorSpace) -> None:
+        """Vectors of any model are kept."""
 
     def decided(self, decision: Decision) -> None:
         self._keep(decision.task)

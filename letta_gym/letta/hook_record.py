@@ -10,6 +10,7 @@ from typing import Self
 
 from letta_gym.feedback.decision import Decision, DecisionLog, Waiting
 from letta_gym.feedback.outcome import Outcome
+from letta_gym.library.embeddings import VectorSpace
 
 _MOST = 10_000  # writes that wait; what comes on top of them is lost to the log
 _LAST_WRITES = 10.0  # seconds that they get at the end
@@ -42,6 +43,10 @@ class Recorder:
             self._thread.join(_LAST_WRITES)
         except queue.Full:
             log.error("the store takes nothing; %d writes are given up", self._waiting.qsize())
+
+    def begin(self, space: VectorSpace) -> None:
+        """Ask the other log at once, before any session waits for an answer."""
+        self._inner.begin(space)
 
     def decided(self, decision: Decision) -> None:
         """Keep a decision, soon."""
