@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -49,7 +50,7 @@ class Server:
                 return answer.status, json.load(answer)
         except urllib.error.HTTPError as error:
             return error.code, json.load(error)
-        except (OSError, ValueError):
+        except (OSError, HTTPException, ValueError):  # gone before, or within, its answer
             return 0, {}
 
 
