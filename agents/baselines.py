@@ -15,6 +15,7 @@ from letta_gym.envs.glue import Driver, Step
 from letta_gym.selection import bilinear, network, subset
 from letta_gym.selection.network import Weights
 from letta_gym.selection.observation import FEATURE
+from letta_gym.selection.opening import Opening
 
 Floats = NDArray[Any]
 Picks = NDArray[np.int64]
@@ -173,12 +174,15 @@ def evidence(f: Floats) -> Floats:
 
 
 class Learned:
-    """A trained network, acting greedily."""
+    """A trained network, acting greedily.
+
+    With an ``opening`` as it is served: then that decides on STOP while there are few outcomes.
+    """
 
     name, slots = "learned", "evidence"
 
-    def __init__(self, weights: Weights) -> None:
-        self.weights = weights
+    def __init__(self, weights: Weights, opening: Opening | None = None, alike: float = 0) -> None:
+        self.weights, self.opening, self.alike = weights, opening, alike
 
     def act(self, obs: Observation, driver: Scene) -> Choice:
         """The most likely picks."""
@@ -186,6 +190,8 @@ class Learned:
         logits, _, _ = network.forward(self.weights, obs["features"], obs["context"], mask)
         if bilinear.rank(self.weights):
             bilinear.add(self.weights, logits, (obs["task"], obs["skills"]))
+        if self.opening is not None:
+            self.opening.settle(logits, obs["context"], self.alike)
         picks = subset.greedy(logits, driver.config.max_skills)
         return Choice(picks, np.argsort(-logits[:, :-1], 1, kind="stable"))
 

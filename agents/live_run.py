@@ -71,6 +71,7 @@ class LiveRun(BaseRun):
             rank=config.policy.bilinear,
             dimension=self.driver.dimension,
         )
+        self._opening = None if start is None else start.opening
         if start is not None:
             self._go_on_from(start)
         self.ppo = PPO(
@@ -139,6 +140,7 @@ class LiveRun(BaseRun):
             slots=config.candidates,
             embedder=vectors.identity,
             probes=vectors.probes,
+            opening=self._opening,
         )
 
     def compare(self) -> LiveComparison:

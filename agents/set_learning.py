@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,16 +64,7 @@ def model_of(policy: Policy) -> SetPolicy:
 
 def with_weights(policy: Policy, model: SetPolicy) -> Policy:
     """``policy`` with the weights of ``model``."""
-    return Policy(
-        weights=model.parameters.as_dict(),
-        evidence=policy.evidence,
-        retrieval=policy.retrieval,
-        token_price=policy.token_price,
-        max_skills=policy.max_skills,
-        slots=policy.slots,
-        embedder=policy.embedder,
-        probes=policy.probes,
-    )
+    return replace(policy, weights=model.parameters.as_dict(), digest="")
 
 
 def batches_of(samples: Iterable[Sample]) -> list[Batch]:

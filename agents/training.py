@@ -18,6 +18,7 @@ from agents.run import CHECKPOINT, CONFIG, POLICY, SUMMARY, BaseRun, SelectionMe
 from agents.skill_policy import SkillPolicy
 from agents.tensorboard import TensorBoard
 from letta_gym.envs.vector import SkillSelectionVectorEnv
+from letta_gym.selection.opening import Opening
 from letta_gym.selection.policy import Policy
 
 __all__ = ["CHECKPOINT", "CONFIG", "POLICY", "SUMMARY", "Run", "SelectionMeter", "evaluate_run"]
@@ -76,6 +77,9 @@ class Run(BaseRun):
             slots=self.config.env.candidates,
             embedder=vectors.identity,
             probes=vectors.probes,
+            opening=Opening(
+                level=self.config.evidence.fit_level, scale=self.config.evidence.fit_scale
+            ),
         )
 
     def publish(self, result: Comparison, board: TensorBoard) -> None:

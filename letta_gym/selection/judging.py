@@ -79,5 +79,7 @@ def _log_probs(policy: Policy, seen: Sequence[Seen], m: int, k: int) -> Double:
     for row, one in zip(picks, seen, strict=True):
         row[: len(one.slots)] = one.slots
     logits = network.logits(policy.weights, features, context, mask).astype(np.float64)
+    if policy.opening is not None:
+        policy.opening.settle(logits, context)
     result: Double = np.asarray(subset.set_log_prob(logits, picks), np.float64)
     return result

@@ -18,6 +18,7 @@ from letta_gym.library.vectors import EmbedderIdentity
 from letta_gym.selection import bilinear, network
 from letta_gym.selection.candidates import RetrievalConfig
 from letta_gym.selection.observation import CONTEXT, FEATURES, schema_hash
+from letta_gym.selection.opening import Opening
 from letta_gym.selection.policy_file import EmbedderRecord, PolicyFile, PolicyHeader
 
 Float = NDArray[np.float32]
@@ -35,6 +36,7 @@ class Policy:
         slots: M, candidates of one choice.
         embedder: the embedder whose vectors the policy knows.
         probes: its vectors of the probe texts, shape (P, D).
+        opening: what decides on STOP before there are outcomes; None for the network alone.
         digest: SHA-256 of the file; of the same content as a file before it is saved.
     """
 
@@ -46,6 +48,7 @@ class Policy:
     slots: int
     embedder: EmbedderIdentity
     probes: Float
+    opening: Opening | None = None
     digest: str = ""
 
     @property
@@ -91,6 +94,7 @@ class Policy:
                 slots=_size(header, "slots"),
                 embedder=header.embedder.identity,
                 probes=file.probes,
+                opening=_opening(constants),
                 digest=file.digest,
             )
         except (KeyError, ValueError, ValidationError) as error:
@@ -121,6 +125,7 @@ class Policy:
                 "evidence": self.evidence.model_dump(mode="json"),
                 "retrieval": self.retrieval.model_dump(mode="json"),
                 "token_price": self.token_price,
+                **_said(self.opening),
             },
             provenance=dict(provenance or {}),
             evaluation=dict(evaluation or {}),
@@ -133,6 +138,15 @@ def _price(value: JsonValue) -> float:
     if not isinstance(value, int | float) or not (math.isfinite(value) and value >= 0):
         raise ValueError(f"token_price must be a number of at least 0; got {value!r}")
     return float(value)
+
+
+def _opening(constants: Mapping[str, JsonValue]) -> Opening | None:
+    given = constants.get("opening")
+    return None if given is None else Opening.model_validate(given)
+
+
+def _said(opening: Opening | None) -> dict[str, JsonValue]:
+    return {} if opening is None else {"opening": opening.model_dump(mode="json")}
 
 
 def _size(header: PolicyHeader, name: str) -> int:

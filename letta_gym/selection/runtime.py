@@ -261,6 +261,8 @@ class SkillSelector:
         logits = network.logits(policy.weights, f, c, situation.mask)
         if bilinear.rank(policy.weights):
             bilinear.add(policy.weights, logits, (vector[None], self.shelf.vectors[rows][None]))
+        if policy.opening is not None:
+            policy.opening.settle(logits, c, self.shelf.likeness)
         draw = self._draw(logits, situation, k, explore)
         score = logits[0].tolist()
         order = sorted(_affordable(draw.picks, situation, k), key=lambda slot: (-score[slot], slot))

@@ -19,6 +19,7 @@ from letta_gym.library.suite import VECTORS_FILE
 from letta_gym.library.vectors import SuiteVectors, VectorTable, text_hash
 from letta_gym.selection.candidates import document
 from letta_gym.selection.observation import alike_slots, look_alikes
+from letta_gym.selection.opening import likeness
 from letta_gym.selection.policy import Policy
 
 Float = NDArray[np.float32]
@@ -46,6 +47,7 @@ class Shelf:
             length N + 1.
         vectors: snapped skill vectors, shape (N, D).
         tokens: cost of each skill, shape (N,).
+        likeness: mean cosine between two skills.
 
     Raises:
         SkillError: the library is empty.
@@ -58,6 +60,7 @@ class Shelf:
     keys: tuple[str, ...]
     vectors: Float
     tokens: Float
+    likeness: float
 
     def __init__(
         self,
@@ -128,6 +131,7 @@ class Shelf:
         self.ids = tuple(skill.id for skill in skills)
         self.keys = (ALONE, *(skill.content_hash for skill in skills))
         self.vectors = np.stack(list(self._current.values()))
+        self.likeness = likeness(self.vectors)
         self.tokens = np.array([skill.tokens for skill in skills], np.float32)
         self._row = {skill_id: i for i, skill_id in enumerate(self.ids)}
         self._index = LexicalIndex([document(skill) for skill in skills])
