@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import threading
 import uuid
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Self
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from tests.http_server import Handler, Served
 from tests.stub_llm import MODEL, Call, decide
 
 Record = dict[str, Any]
@@ -20,7 +20,7 @@ Record = dict[str, Any]
 HANDLE = f"vllm/{MODEL}"
 
 
-class FakeLetta:
+class FakeLetta(Served):
     """The server, on a port of its own.
 
     Attributes:
@@ -32,25 +32,13 @@ class FakeLetta:
     """
 
     def __init__(self, key: str | None = None) -> None:
+        super().__init__(_Handler)
         self.key = key
         self.agents: dict[str, Record] = {}
         self.blocks: dict[str, Record] = {}
         self.messages: list[tuple[str, str]] = []
         self.feedback: dict[str, Record] = {}
         self.lock = threading.Lock()
-        self._server = _Server(("127.0.0.1", 0), _Handler)
-        self._server.fake = self
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
 
     def add_agent(self, **fields: Any) -> str:
         """Put an agent on the server, as a person would; returns its id."""
@@ -184,32 +172,13 @@ def _page(records: list[Record], query: Record) -> list[Record]:
     return records[start : start + int(query.get("limit", ["50"])[0])]
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 128
-    fake: FakeLetta
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: _Server
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Keep quiet."""
-
+class _Handler(Handler):
     def _serve(self) -> None:
-        length = int(self.headers.get("content-length", 0))
-        body = json.loads(self.rfile.read(length) or b"{}")
-        url, fake = urlsplit(self.path), self.server.fake
+        body = json.loads(self.body() or b"{}")
+        url, fake = urlsplit(self.path), self.server.served
         if fake.key is not None and self.headers.get("authorization") != f"Bearer {fake.key}":
-            status, reply = 401, {"detail": "wrong key"}
-        else:
-            status, reply = fake.answer(self.command, url.path, parse_qs(url.query), body)
-        data = json.dumps(reply).encode()
-        self.send_response(status)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
+            self.reply_json(401, {"detail": "wrong key"})
+            return
+        self.reply_json(*fake.answer(self.command, url.path, parse_qs(url.query), body))
 
     do_GET = do_POST = do_PATCH = do_DELETE = _serve  # noqa: N815

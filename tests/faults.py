@@ -6,13 +6,12 @@ import contextlib
 import http.client
 import socket
 import struct
-import threading
 import time
 from collections.abc import Callable
 from enum import StrEnum
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Self
 from urllib.parse import urlsplit
+
+from tests.http_server import Handler, Served
 
 _HOP = {"connection", "transfer-encoding", "content-length", "host", "keep-alive"}
 
@@ -33,7 +32,7 @@ Plan = Callable[[str, str], Fault | None]
 """Method and path of a request -> what happens to it; called once for each, by any thread."""
 
 
-class FaultyProxy:
+class FaultyProxy(Served):
     """Forwards to ``upstream`` what ``plan`` does not spoil.
 
     Attributes:
@@ -42,53 +41,24 @@ class FaultyProxy:
     """
 
     def __init__(self, upstream: str, plan: Plan, *, late: float = 5.0) -> None:
+        super().__init__(_Handler)
         self.upstream, self.plan, self.late = urlsplit(upstream), plan, late
         self.faults: list[tuple[Fault, str, str]] = []
-        self.stopped = threading.Event()
-        self._server = _Server(("127.0.0.1", 0), _Handler)
-        self._server.proxy = self
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stopped.set()
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 128
-    proxy: FaultyProxy
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that gave up is no error here."""
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: _Server
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Keep quiet."""
-
+class _Handler(Handler):
     def _serve(self) -> None:
-        body = self.rfile.read(int(self.headers.get("content-length", 0)))
-        proxy, path = self.server.proxy, urlsplit(self.path).path
+        body = self.body()
+        proxy, path = self.server.served, urlsplit(self.path).path
         fault = proxy.plan(self.command, path)
         if fault is not None:
             proxy.faults.append((fault, self.command, path))
         match fault:
             case Fault.BUSY:
-                self._reply(429, b'{"detail": "slow down"}', {"retry-after": "0.1"})
+                self.reply(429, b'{"detail": "slow down"}', {"retry-after": "0.1"})
                 return
             case Fault.ERROR:
-                self._reply(500, b'{"detail": "out of order"}')
+                self.reply(500, b'{"detail": "out of order"}')
                 return
         status, data, kind = self._forwarded(body)
         match fault:
@@ -97,35 +67,25 @@ class _Handler(BaseHTTPRequestHandler):
             case Fault.RESET:
                 self._reset(data)
             case Fault.MALFORMED:
-                self._reply(
-                    status, data[: max(1, len(data) // 2)] + b"\x00", {"content-type": kind}
-                )
+                self.reply(status, data[: max(1, len(data) // 2)] + b"\x00", {"content-type": kind})
             case Fault.MISSING:
-                self._reply(status, b"[{}]" if data.startswith(b"[") else b"{}")
+                self.reply(status, b"[{}]" if data.startswith(b"[") else b"{}")
             case Fault.LATE:
                 proxy.stopped.wait(proxy.late)
-                self._reply(status, data, {"content-type": kind})
+                self.reply(status, data, {"content-type": kind})
             case _:
-                self._reply(status, data, {"content-type": kind})
+                self.reply(status, data, {"content-type": kind})
 
     do_GET = do_POST = do_PATCH = do_PUT = do_DELETE = _serve  # noqa: N815
 
     def _forwarded(self, body: bytes) -> tuple[int, bytes, str]:
-        upstream = self.server.proxy.upstream
+        upstream = self.server.served.upstream
         connection = http.client.HTTPConnection(str(upstream.hostname), upstream.port, timeout=60)
         headers = {k: v for k, v in self.headers.items() if k.lower() not in _HOP}
         with contextlib.closing(connection):
             connection.request(self.command, self.path, body or None, headers)
             reply = connection.getresponse()
             return reply.status, reply.read(), reply.getheader("content-type", "")
-
-    def _reply(self, status: int, data: bytes, headers: dict[str, str] | None = None) -> None:
-        self.send_response(status)
-        for name, value in {"content-type": "application/json", **(headers or {})}.items():
-            self.send_header(name, value)
-        self.send_header("content-length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
 
     def _begin(self, length: int) -> None:
         self.send_response(200)
@@ -138,7 +98,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._begin(1_000_000)
         with contextlib.suppress(OSError):
             for byte in (data or b" ") + b" " * 1_000_000:
-                if self.server.proxy.stopped.wait(0.05):
+                if self.server.served.stopped.wait(0.05):
                     return
                 self.wfile.write(bytes([byte]))
                 self.wfile.flush()

@@ -21,13 +21,13 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Self
+from typing import Any
+
+from tests.http_server import Handler, Served
 
 MODEL = "stub-1"
 CONTEXT_WINDOW = 32_000
@@ -105,7 +105,7 @@ def _text(message: Mapping[str, Any]) -> str:
     return content or ""
 
 
-class StubLLM:
+class StubLLM(Served):
     """The model behind HTTP, on a port of its own.
 
     Attributes:
@@ -115,70 +115,44 @@ class StubLLM:
     """
 
     def __init__(self, port: int = 0) -> None:
+        super().__init__(_Handler, port)
+        self.url += "/v1"
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
-        self._server = _Server(("127.0.0.1", port), _Handler)
-        self._server.stub = self
-        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-    def join(self) -> None:
-        """Serve until the process is ended."""
-        self._thread.join()
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 128
-    stub: StubLLM
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: _Server
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Keep quiet."""
-
-    def do_GET(self) -> None:
+class _Handler(Handler):
+    def _get(self) -> None:
         if self.path.rstrip("/").endswith("/models"):
             model = {"id": MODEL, "object": "model", "created": 1, "owned_by": "stub"}
             window = dict.fromkeys(("max_model_len", "context_window"), CONTEXT_WINDOW)
-            self._reply({"object": "list", "data": [model | window]})
+            self.reply_json(200, {"object": "list", "data": [model | window]})
         else:
-            self._reply({"ok": True})
+            self.reply_json(200, {"ok": True})
 
-    def do_POST(self) -> None:
-        length = int(self.headers.get("content-length", 0))
-        request = json.loads(self.rfile.read(length) or b"{}")
+    def _post(self) -> None:
+        request = json.loads(self.body() or b"{}")
         if self.path.endswith("/chat/completions"):
             self._chat(request)
         elif self.path.endswith("/embeddings"):
             self._embed(request)
         else:
-            self._reply({"error": {"message": f"no route {self.path}"}}, 404)
+            self.reply_json(404, {"error": {"message": f"no route {self.path}"}})
+
+    do_GET, do_POST = _get, _post  # noqa: N815
 
     def _chat(self, request: dict[str, Any]) -> None:
-        self.server.stub.requests.append(request)
-        self.server.stub.headers.append({k.lower(): v for k, v in self.headers.items()})
+        self.server.served.requests.append(request)
+        self.server.served.headers.append({k.lower(): v for k, v in self.headers.items()})
         messages = request["messages"]
         if request.get("model") != MODEL:
-            self._reply({"error": {"message": f"no model {request.get('model')!r}"}}, 404)
+            self.reply_json(404, {"error": {"message": f"no model {request.get('model')!r}"}})
             return
         asked = next((t for m in reversed(messages) if "TASK " in (t := _text(m))), "")
         if found := re.search(r"FAULT sleep ([\d.]+)", asked):
             time.sleep(float(found[1]))
         if found := re.search(r"FAULT status (\d+)", asked):
-            self._reply({"error": {"message": "as the task wants it"}}, int(found[1]))
+            self.reply_json(int(found[1]), {"error": {"message": "as the task wants it"}})
             return
         tools = request.get("tools") or []
         said = decide(messages, frozenset(t["function"]["name"] for t in tools if "function" in t))
@@ -195,7 +169,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._stream(head, message, reason, usage)
             return
         choice = {"index": 0, "message": message, "finish_reason": reason}
-        self._reply({**head, "object": "chat.completion", "choices": [choice], "usage": usage})
+        whole = {**head, "object": "chat.completion", "choices": [choice], "usage": usage}
+        self.reply_json(200, whole)
 
     def _stream(
         self, head: dict[str, Any], message: dict[str, Any], reason: str, usage: dict[str, int]
@@ -226,15 +201,7 @@ class _Handler(BaseHTTPRequestHandler):
             {"object": "embedding", "index": i, "embedding": [0.01] * 1536} for i in range(count)
         ]
         usage = {"prompt_tokens": count, "total_tokens": count}
-        self._reply({"object": "list", "model": MODEL, "data": rows, "usage": usage})
-
-    def _reply(self, body: dict[str, Any], status: int = 200) -> None:
-        data = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
+        self.reply_json(200, {"object": "list", "model": MODEL, "data": rows, "usage": usage})
 
 
 def main() -> None:

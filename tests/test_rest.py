@@ -17,9 +17,10 @@ from letta_gym.errors import BackendError
 from letta_gym.feedback.outcome import Outcome
 from letta_gym.letta import owner
 from letta_gym.letta.blocks import OWNER, PREFIX
+from letta_gym.letta.cleaning import OWNER_TAG, TAG
 from letta_gym.letta.failures import RetryConfig
 from letta_gym.letta.grading import ContainsGrader
-from letta_gym.letta.rest import OWNER_TAG, TAG, RestConfig, rest_backend
+from letta_gym.letta.rest import RestConfig, rest_backend
 from letta_gym.letta.rollout import Rollout
 from letta_gym.library.skills import Skill
 from tests.fake_letta import HANDLE, FakeLetta

@@ -12,14 +12,15 @@ import asyncio
 import difflib
 import logging
 import os
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from letta_gym.errors import BackendError
 from letta_gym.letta import owner, skill_tool
-from letta_gym.letta.blocks import PREFIX, SkillBlocks, mark_of
+from letta_gym.letta.blocks import PREFIX, SkillBlocks
+from letta_gym.letta.cleaning import OWNER_TAG, TAG, Cleaning, Sweeper
 from letta_gym.letta.failures import InfrastructureError, Kind
 from letta_gym.letta.grading import Grader
 from letta_gym.letta.live import LiveBackend, LiveConfig
@@ -35,19 +36,13 @@ from letta_gym.letta.wire import (
     import_client,
     pages,
     run_of,
-    unless_gone,
 )
 from letta_gym.library.skills import Skill
 from letta_gym.library.suite import Suite
 
 log = logging.getLogger(__name__)
 
-TAG = "letta-gym"
-OWNER_TAG = "letta-gym-owner:"
 START_WITHIN = 5.0  # seconds
-CLEAN_UP_WITHIN = 30.0  # seconds, in tries of at most
-CLEAN_UP_TRY = 10.0
-SETTLED_AFTER = 1.0
 
 _FAILED = {
     "error": Kind.SERVER,
@@ -98,16 +93,11 @@ def rest_backend(
 
 
 class RestAgent:
-    """Letta by REST; an :class:`letta_gym.letta.rollout.Agent`.
-
-    Attributes:
-        swept: what a process that was killed had left, and was removed at the start.
-    """
+    """Letta by REST; an :class:`letta_gym.letta.rollout.Agent`."""
 
     def __init__(self, config: RestConfig) -> None:
         letta_client, httpx = import_client()
         self.config = config
-        self.swept = 0
         self._client = letta_client.AsyncLetta(
             base_url=config.base_url,
             api_key=os.environ.get(config.key_variable),
@@ -116,9 +106,10 @@ class RestAgent:
         )
         self._mark = owner.new_mark()
         self._blocks = SkillBlocks(self._client, self._mark)
+        self._sweeper = Sweeper(self._client, self._blocks, self._mark, config.agent)
+        self._cleaning = Cleaning(config.base_url)
         self._started = False
         self._own: dict[str, str] = {}  # rollout -> the agent that was made for it
-        self._cleaning: set[asyncio.Task[None]] = set()
         self._free = asyncio.Lock()  # the long-lived agent serves one task at a time
         self._unclean = False  # something of ours may still be attached to it
 
@@ -126,6 +117,11 @@ class RestAgent:
     def disposable(self) -> bool:
         """Whether each rollout has an agent of its own."""
         return self.config.agent is None
+
+    @property
+    def swept(self) -> int:
+        """What processes that were killed had left, and was removed at the start."""
+        return self._sweeper.swept
 
     # -- start and end -----------------------------------------------------------------------
 
@@ -147,7 +143,7 @@ class RestAgent:
         except InfrastructureError as error:
             raise BackendError(self._remedy(error)) from error
         self._started = True
-        await self._patiently(self._sweep_left_behind)
+        await self._cleaning.patiently(self._sweeper.left_behind)
         if self.swept:
             log.warning("removed %d things that a killed process had left on %s", self.swept, url)
 
@@ -176,10 +172,9 @@ class RestAgent:
 
     async def close(self) -> None:
         """Wait for what is being removed, remove the rest, disconnect."""
-        while self._cleaning:
-            await asyncio.wait(self._cleaning)
+        await self._cleaning.finished()
         if self._started:
-            await self._patiently(self._sweep_own)
+            await self._cleaning.patiently(self._sweeper.own)
         await self._client.close()
 
     # -- one task ----------------------------------------------------------------------------
@@ -222,16 +217,15 @@ class RestAgent:
         agent_id = self._own.pop(rollout_id, None)
         if agent_id is None:  # never made; or made unseen, then it goes at the end
             return None
-        return self._in_background(lambda: self._delete_agent(agent_id))
+        return self._cleaning.start(lambda: self._sweeper.delete(agent_id))
 
     async def _with_long_lived(self, attempt: Attempt, agent_id: str) -> Reply:
         await self._free.acquire()
-        if self._unclean:
-            try:
-                await self._sweep_agent(agent_id, own=True)
-            except BaseException:
-                self._free.release()
-                raise
+        try:
+            await self._restore()
+        except BaseException:
+            self._free.release()
+            raise
         attached: list[Block] = []
         try:
             for block in await self._preloaded(attempt.rollout):
@@ -246,12 +240,13 @@ class RestAgent:
             self._unclean |= self.config.present == "listed"
             return await self._converse(agent_id, attempt)
         finally:
-            restored = self._in_background(lambda: self._restore(agent_id))
+            restored = self._cleaning.start(self._restore)
             restored.add_done_callback(lambda _: self._free.release())
 
-    async def _restore(self, agent_id: str) -> None:
+    async def _restore(self) -> None:
         if self._unclean:
-            await self._sweep_agent(agent_id, own=True)
+            await self._sweeper.long_lived(own=True)
+            self._unclean = False
 
     async def _check_blocks(self, agent_id: str, wanted: Sequence[Block]) -> None:
         """The agent has our blocks, and none that another process of ours attached."""
@@ -319,89 +314,6 @@ class RestAgent:
             create = self._client.steps.feedback.with_raw_response.create
             verdict = "positive" if reward > 0 else "negative"
             await call(object, create(step_id, feedback=verdict, tags=[f"reward:{reward:.4g}"]))
-
-    # -- cleaning up -------------------------------------------------------------------------
-
-    async def _sweep_own(self) -> None:
-        await self._sweep(own=True)
-
-    async def _sweep_left_behind(self) -> None:
-        """Sweep until nothing is found: requests of a killed process may still be under way."""
-        while count := await self._sweep(own=False):
-            self.swept += count
-            await asyncio.sleep(SETTLED_AFTER)
-
-    async def _sweep(self, *, own: bool) -> int:
-        """Remove what processes that are gone left, with ``own`` also what this one has there."""
-        count = 0
-        if self.config.agent is not None:
-            count += await self._sweep_agent(self.config.agent, own=own)
-        listing = self._client.agents.with_raw_response.list
-        tagged = pages(AgentRecord, listing, tags=[TAG], include=["agent.tags"])
-        for agent in [agent async for agent in tagged]:
-            marks = [t.removeprefix(OWNER_TAG) for t in agent.tags if t.startswith(OWNER_TAG)]
-            if any(owner.alive(m) is False or (own and m == self._mark) for m in marks):
-                await self._delete_agent(agent.id)
-                count += 1
-        return count + await self._blocks.sweep(own=own)
-
-    async def _sweep_agent(self, agent_id: str, *, own: bool) -> int:
-        """Give the long-lived agent back as it was: only what is ours goes.
-
-        What a process of another machine attached goes too: nobody could tell whether that one
-        still runs, and an agent serves one process.
-        """
-        client, count = self._client, 0
-        listing = client.agents.blocks.with_raw_response.list
-        for block in [block async for block in pages(Block, listing, agent_id=agent_id)]:
-            mark = mark_of(block)
-            if not block.label.startswith(PREFIX):
-                continue
-            if owner.alive(mark) is not True or (own and mark == self._mark):
-                detach = client.agents.blocks.with_raw_response.detach
-                await unless_gone(detach(block.id, agent_id=agent_id))
-                count += 1
-        retrieve = client.agents.with_raw_response.retrieve
-        agent = await call(AgentRecord, retrieve(agent_id, include=["agent.pending_approval"]))
-        asked = skill_tool.pending(agent)
-        if asked:  # an answer that never came would block the agent's next message
-            create = client.agents.messages.with_raw_response.create
-            refusal = skill_tool.answers(asked, {})
-            await call(object, create(agent_id, messages=[refusal], max_steps=1))
-            count += 1
-        # Also where nothing is attached: a process may have ended between detaching and this.
-        await call(object, client.agents.with_raw_response.recompile(agent_id))
-        self._unclean = False
-        return count
-
-    async def _delete_agent(self, agent_id: str) -> None:
-        await unless_gone(self._client.agents.with_raw_response.delete(agent_id))
-
-    def _in_background(self, work: Callable[[], Coroutine[Any, Any, None]]) -> asyncio.Task[None]:
-        task = asyncio.create_task(self._patiently(work))
-        self._cleaning.add(task)
-        task.add_done_callback(self._cleaning.discard)
-        return task
-
-    async def _patiently(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Clean up, again and again for a while; what stays goes at the next start."""
-        loop = asyncio.get_running_loop()
-        end, wait = loop.time() + CLEAN_UP_WITHIN, 0.2
-        while True:
-            try:
-                async with asyncio.timeout(CLEAN_UP_TRY):
-                    return await work()
-            except (InfrastructureError, TimeoutError) as error:
-                if loop.time() + wait > end:
-                    log.error(
-                        "something of ours is left on %s, and is removed when a backend starts "
-                        "there: %s",
-                        *(self.config.base_url, error),
-                    )
-                    return None
-                log.info("cleaning up failed, trying again: %s", error)
-            await asyncio.sleep(wait)
-            wait = min(2 * wait, 5.0)
 
 
 def _ids(skills: Sequence[Skill]) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import Any, Self
 import httpx
 
 from letta_gym.letta.blocks import PREFIX
-from letta_gym.letta.rest import TAG
+from letta_gym.letta.cleaning import TAG
 
 
 class Contents:
