@@ -29,6 +29,7 @@ class FakeLetta(Served):
         agents, blocks: what is on it, by id.
         messages: every message that reached an agent, in order: agent id and text.
         feedback: by step id.
+        headers: of every request, in order.
     """
 
     def __init__(self, key: str | None = None) -> None:
@@ -38,6 +39,7 @@ class FakeLetta(Served):
         self.blocks: dict[str, Record] = {}
         self.messages: list[tuple[str, str]] = []
         self.feedback: dict[str, Record] = {}
+        self.headers: list[dict[str, str]] = []
         self.lock = threading.Lock()
 
     def add_agent(self, **fields: Any) -> str:
@@ -176,6 +178,7 @@ class _Handler(Handler):
     def _serve(self) -> None:
         body = json.loads(self.body() or b"{}")
         url, fake = urlsplit(self.path), self.server.served
+        fake.headers.append({name.lower(): value for name, value in self.headers.items()})
         if fake.key is not None and self.headers.get("authorization") != f"Bearer {fake.key}":
             self.reply_json(401, {"detail": "wrong key"})
             return

@@ -138,6 +138,25 @@ def test_what_nobody_graded_waits_for_a_persons_feedback(backend: LiveBackend) -
         executor.feedback("unknown", 1.0)
 
 
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_later_word_reaches_the_step_on_letta_where_that_is_wanted(
+    fake: FakeLetta, wanted: bool
+) -> None:
+    settings = {"base_url": fake.url, "agent": fake.add_agent(), "feedback": wanted}
+    with rest_backend(RestConfig.model_validate(settings)) as backend:
+        executor = TaskExecutor(selector(), backend)
+        done = executor.execute(TEXT)
+        assert fake.feedback == {}  # nobody graded it
+        executor.feedback(done.decision_id, 1.0)
+        first = {step: said["feedback"] for step, said in fake.feedback.items()}
+        asyncio.run(executor.feedback_async(done.decision_id, -1.0))
+        second = {step: said["feedback"] for step, said in fake.feedback.items()}
+
+    steps = done.outcome.step_ids if wanted else ()
+    assert first == dict.fromkeys(steps, "positive")
+    assert second == dict.fromkeys(steps, "negative")
+
+
 def test_the_learner_gets_each_decision_with_its_outcome_and_may_give_a_policy() -> None:
     better = replace(policy(), digest="better")
     learner = Remembering(better)

@@ -415,6 +415,45 @@ def test_a_wrong_key_is_found_at_the_start(
         rest_backend(config(fake.url)).close()
 
 
+@pytest.mark.parametrize("present", ["preloaded", "listed"])
+@pytest.mark.parametrize("long_lived", [False, True])
+def test_every_request_carries_the_key_and_the_project_as_letta_cloud_wants_them(
+    monkeypatch: pytest.MonkeyPatch, present: str, long_lived: bool
+) -> None:
+    monkeypatch.setenv("LETTA_GYM_TEST_KEY", "open sesame")
+    with FakeLetta(key="open sesame") as fake:
+        who: dict[str, object] = {"agent": fake.add_agent()} if long_lived else {}
+        cloud = config(
+            fake.url,
+            key_variable="LETTA_GYM_TEST_KEY",
+            project="museum",
+            present=present,
+            feedback=True,
+            **who,
+        )
+        (outcome,) = carried_out(cloud, rollout("add", skill("add", "42")))
+
+    assert outcome.success == 1
+    assert fake.feedback
+    assert len(fake.headers) > 5
+    for headers in fake.headers:
+        assert headers["authorization"] == "Bearer open sesame"
+        assert headers["x-project"] == "museum"
+
+
+def test_no_other_key_is_sent_where_the_named_variable_is_unset(
+    fake: FakeLetta, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LETTA_API_KEY", "for the cloud")
+    monkeypatch.delenv("LETTA_GYM_TEST_KEY", raising=False)
+    live = config(fake.url, key_variable="LETTA_GYM_TEST_KEY")
+
+    (outcome,) = carried_out(live, rollout("add", skill("add", "42")))
+
+    assert outcome.success == 1
+    assert not any("authorization" in headers or "x-project" in headers for headers in fake.headers)
+
+
 def test_a_wrong_model_or_agent_is_found_at_the_start(fake: FakeLetta) -> None:
     with pytest.raises(BackendError, match="no model 'vllm/stub-2'; it has: vllm/stub-1"):
         rest_backend(config(fake.url, model="vllm/stub-2"))

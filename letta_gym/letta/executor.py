@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -101,6 +101,7 @@ class TaskExecutor:
         self.grader = getattr(backend, "grader", None) if grader is None else grader
         of_backend = getattr(getattr(backend, "config", backend), "reward", None)
         self.reward: RewardConfig = reward or of_backend or RewardConfig()
+        self._write_back: Callable[[Outcome], None] | None = getattr(backend, "write_back", None)
         self._decisions = _Decisions(selector.log)
         selector.log = self._decisions
         self._outcomes: OrderedDict[str, Outcome] = OrderedDict()
@@ -145,12 +146,26 @@ class TaskExecutor:
     def feedback(self, decision_id: str, feedback: float) -> Outcome:
         """A person's judgement in [-1, 1] of a task done earlier; returns the outcome with it.
 
-        Where nobody graded the task it is the grade, and enters the memory now.
+        Where nobody graded the task it is the grade, and enters the memory now. A live backend with
+        ``feedback`` on writes the reward to Letta.
 
         Raises:
             DecisionError: the decision is unknown or too long ago.
             ConfigError: the feedback is out of range.
         """
+        outcome = self._judged(decision_id, feedback)
+        if self._write_back is not None:
+            self._write_back(outcome)
+        return outcome
+
+    async def feedback_async(self, decision_id: str, feedback: float) -> Outcome:
+        """:meth:`feedback` for callers with an event loop."""
+        outcome = self._judged(decision_id, feedback)
+        if self._write_back is not None:
+            await asyncio.to_thread(self._write_back, outcome)
+        return outcome
+
+    def _judged(self, decision_id: str, feedback: float) -> Outcome:
         before = self._outcomes.get(decision_id)
         if before is None:
             raise DecisionError(

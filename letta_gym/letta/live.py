@@ -196,8 +196,12 @@ class LiveBackend:
         return await asyncio.wrap_future(self._loop.submit(self._all(rollouts)))
 
     def write_back(self, outcome: Outcome) -> None:
-        """Write the reward of ``outcome`` to where Letta keeps its run, for one that came later."""
-        self._loop.run(self._written_back(outcome, self.config.deadline))
+        """Write a reward that came later to where Letta keeps the run, where ``feedback`` is on.
+
+        What cannot be written is told in the log.
+        """
+        if self.config.feedback:
+            self._loop.run(self._written_back(outcome, self.config.deadline))
 
     async def _all(self, rollouts: Sequence[Rollout]) -> list[Outcome]:
         return list(await asyncio.gather(*(self._one(rollout) for rollout in rollouts)))

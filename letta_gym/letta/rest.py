@@ -59,12 +59,14 @@ class RestConfig(LiveConfig):
 
     ``model``: handle of the model of new agents. ``agent``: id of a long-lived agent that serves
     every task instead, one at a time; keep to one process for each such agent. ``key_variable``
-    names the environment variable that holds the API key; unset means none is sent. ``system``
-    replaces the system prompt of new agents, ``tools`` are names of server-side tools for them.
+    names the environment variable that holds the API key; unset means none is sent. ``project`` is
+    that of Letta Cloud. ``system`` replaces the system prompt of new agents, ``tools`` are names of
+    server-side tools for them.
     """
 
     base_url: str = Field(default="http://127.0.0.1:8283", pattern=r"^https?://")
     key_variable: str = "LETTA_API_KEY"
+    project: str | None = None
     model: str | None = None
     agent: str | None = None
     present: Literal["preloaded", "listed"] = "preloaded"
@@ -100,10 +102,12 @@ class RestAgent:
         self.config = config
         self._client = letta_client.AsyncLetta(
             base_url=config.base_url,
-            api_key=os.environ.get(config.key_variable),
+            project=config.project,
             max_retries=0,  # its own retries run the task again, unseen
             timeout=httpx.Timeout(None, connect=START_WITHIN),  # a deadline bounds every call
         )
+        # Set, not handed in: for no key at all the client would look for another one by itself.
+        self._client.api_key = os.environ.get(config.key_variable)
         self._mark = owner.new_mark()
         self._blocks = SkillBlocks(self._client, self._mark)
         self._sweeper = Sweeper(self._client, self._blocks, self._mark, config.agent)
