@@ -71,7 +71,7 @@ test: lint ## lint, then run every test
 test-postgres: $(VENV)/.dev ## run the tests of the store and the service on a PostgreSQL of their own
 	.ci/with-postgres $(BIN)/python -m pytest -p no:cacheprovider tests/test_store.py \
 		tests/test_promotion.py tests/test_budget.py tests/test_transfer.py tests/test_analytics.py \
-		tests/test_service.py tests/test_service_access.py
+		tests/test_service.py tests/test_service_access.py tests/test_service_training.py
 
 test-letta-code: $(VENV)/.dev $(LETTA_CODE)/.made ## run the tests on a real Letta Code
 	$(BIN)/python -m pytest tests/letta/test_letta_code*.py

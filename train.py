@@ -35,10 +35,16 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--run-dir", metavar="DIR", help="default: runs/<name of the config>")
     parser.add_argument("--resume", action="store_true", help="continue the run in --run-dir")
+    parser.add_argument(
+        "--check", action="store_true", help="print the configuration as JSON, and do no more"
+    )
     options = parser.parse_args(arguments)
     folder = Path(options.run_dir or Path("runs") / Path(options.config).stem)
     try:
         config = read_run(options.config, options.assignments)
+        if options.check:
+            print(config.model_dump_json())
+            return 0
         if isinstance(config, LogRunConfig):
             return learn_from_log(config, folder, options.resume)
         with closing(open_run(config, folder, options.resume)) as run:

@@ -6,6 +6,7 @@ The objective is that of :mod:`agents.set_learning`.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,11 +23,14 @@ from letta_gym.errors import ConfigError
 from letta_gym.files import write_atomically
 from letta_gym.selection.policy import Policy
 from letta_gym.store.history import Logged
-from letta_gym.store.store import Store
+from letta_gym.store.store import STORE_VARIABLE, Store
 
 
 def train(config: LogRunConfig, folder: Path) -> tuple[Policy, int]:
     """Learn from a log and write the run's folder; returns the policy and how many decisions.
+
+    The environment variable LETTA_GYM_STORE takes the place of ``config.store``, so that a password
+    stays out of files.
 
     Raises:
         ConfigError: the folder holds a run, or the log is too short.
@@ -38,7 +42,7 @@ def train(config: LogRunConfig, folder: Path) -> tuple[Policy, int]:
     start = time.perf_counter()
     first = Policy.load(config.policy)
     model = model_of(first)
-    with Store(config.store, create=False) as store:
+    with Store(os.environ.get(STORE_VARIABLE) or config.store, create=False) as store:
         run = store.runs.start(str(folder), config.model_dump(mode="json"))
         try:
             logged = store.history().decisions(agent=config.agent)

@@ -31,7 +31,7 @@ from letta_gym.errors import LettaGymError
 
 HParam: TypeAlias = bool | int | float | str | None
 
-FLUSH_SECS = 10  # events reach the disk, and so the page, at least this often
+FLUSH_SECS = 2  # events reach the disk, and so whoever follows the run, at least this often
 HISTOGRAM_BUCKETS = 30  # as many as the page draws
 
 _EVENT_FILES = "events.out.tfevents.*"

@@ -9,11 +9,13 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
+from agents.adam import Parameters
+from agents.baselines import Learned
 from agents.calibration import calibrated
 from agents.chart import Row, interval_chart
 from agents.config import RunConfig
-from agents.evaluation import Comparison, compare, held_out
-from agents.ppo import PPO
+from agents.evaluation import Comparison, compare, held_out, play
+from agents.ppo import PPO, Metrics
 from agents.run import CHECKPOINT, CONFIG, POLICY, SUMMARY, BaseRun, SelectionMeter, flat
 from agents.skill_policy import SkillPolicy
 from agents.tensorboard import TensorBoard
@@ -22,6 +24,10 @@ from letta_gym.selection.opening import Opening
 from letta_gym.selection.policy import Policy
 
 __all__ = ["CHECKPOINT", "CONFIG", "POLICY", "SUMMARY", "Run", "SelectionMeter", "evaluate_run"]
+
+LOOK_SESSIONS = 64
+LOOKED_AT = ("return", "success")
+"""What of both is written, as ``greedy/return``, ``untrained/return`` and so on."""
 
 
 class Run(BaseRun):
@@ -42,10 +48,24 @@ class Run(BaseRun):
         if config.train.evaluate:
             held_out(config)
         changes = {} if config.train.new_share is None else {"new_share": config.train.new_share}
-        env_config = config.environment(split="train", **changes)
-        self.env = SkillSelectionVectorEnv(config.train.ppo.num_envs, **env_config.model_dump())
+        self._env_config = config.environment(split="train", **changes)
+        self._untrained: Metrics | None = None
+        keywords = self._env_config.model_dump()
+        self.env = SkillSelectionVectorEnv(config.train.ppo.num_envs, **keywords)
         rng = np.random.default_rng(config.seed)
-        self.model = SkillPolicy(
+        self.model = self._made_model(rng)
+        self.ppo = PPO(
+            self.env,
+            self.model,
+            config.train.ppo,
+            rng,
+            total_steps=config.train.steps,
+            on_step=self.meter.add,
+        )
+
+    def _made_model(self, rng: np.random.Generator) -> SkillPolicy:
+        config = self.config
+        return SkillPolicy(
             rng,
             config.env.max_skills,
             hidden=config.policy.hidden,
@@ -55,14 +75,26 @@ class Run(BaseRun):
             dimension=self.env.driver.dimension,
             without=config.policy.without,
         )
-        self.ppo = PPO(
-            self.env,
-            self.model,
-            config.train.ppo,
-            rng,
-            total_steps=config.train.steps,
-            on_step=self.meter.add,
+
+    def looked_at(self, board: TensorBoard) -> None:
+        """At each checkpoint, play the policy as it would be exported beside the untrained one.
+
+        Both act greedily in the same sessions on the train split, so the two curves can be
+        compared, which those of training cannot: there the policy explores.
+        """
+        step = self.ppo.global_step
+        if self.ppo.num_updates % self.config.train.checkpoint_every and step < self.steps:
+            return
+        if self._untrained is None:
+            self._untrained = self._looked(self._made_model(np.random.default_rng(0)).parameters)
+        found = {"greedy": self._looked(self.ppo.parameters), "untrained": self._untrained}
+        board.scalars(
+            {f"{who}/{name}": did[name] for who, did in found.items() for name in LOOKED_AT}, step
         )
+
+    def _looked(self, parameters: Parameters) -> Metrics:
+        seed = self.config.evaluate.first_seed - 2  # that before the one that tunes
+        return play(Learned(parameters.as_dict()), self._env_config, seed, LOOK_SESSIONS)
 
     def export(self) -> Policy:
         """Averaged weights if they are kept, calibrated."""

@@ -35,6 +35,7 @@ def config(folder: Path, **sections: dict[str, Any]) -> ServeConfig:
             "log_level": "error",
         },
         "access": {"keys": False},
+        "training": {"folder": str(folder / "training")},
     }
     for name, changes in sections.items():
         data[name] = {**data.get(name, {}), **changes}

@@ -31,7 +31,13 @@ ROUTES = [
     for method, operation in operations.items()
 ]
 GUARDED = [route for route in ROUTES if route[:2] not in OPEN]
-VALUES = {"decision_id": "none-0", "digest": "0" * 64, "id": "pdf-forms", "name": "default"}
+VALUES = {
+    "decision_id": "none-0",
+    "digest": "0" * 64,
+    "id": "pdf-forms",
+    "name": "default",
+    "run_id": "1",
+}
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -38,7 +39,11 @@ def as_it_is(_: object, value: object) -> bytes:
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with served(config(tmp_path_factory.mktemp("served"))) as url:
+    folder = tmp_path_factory.mktemp("served")
+    trainer = folder / "trainer.py"  # whatever is started ends at once
+    trainer.write_text("print('{}')\n")
+    command = [sys.executable, str(trainer)]
+    with served(config(folder, service={"train_command": command})) as url:
         yield url
 
 

@@ -81,6 +81,8 @@ class ServiceConfig(Section):
     ``follow``: seconds after which a skill, a policy or an agent that another process changed in
     the same database is noticed.
     ``log_level``: of the log on standard error.
+    ``train_command``: the words that start a training run, which take the options of ``train.py``;
+    by default this Python with the ``train.py`` of the checkout that the package lies in.
     """
 
     host: str = "127.0.0.1"
@@ -92,6 +94,40 @@ class ServiceConfig(Section):
     ui: bool = True
     follow: float = Field(default=0.5, gt=0)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    train_command: tuple[str, ...] | None = Field(default=None, min_length=1)
+
+
+class TrainingConfig(Section):
+    """Training runs that the API starts; one at a time, each a process of its own.
+
+    ``folder``: where each run has its folder.
+    ``configs``: folder of the configurations, and ``allowed``: those of them that may be started.
+    ``heartbeat``, ``lease``: seconds between two signs of life of a run's supervisor, and without
+    one until the run counts as lost.
+    ``patience``: seconds that a cancelled run has to finish its update; then it is ended, and
+    continues from its last checkpoint.
+    ``nice``: by how much the trainer steps back before other processes.
+    """
+
+    folder: Path = Path("runs/service/training")
+    configs: Path = Path("configs")
+    allowed: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")], ...] = (
+        "mock",
+        "from-log",
+    )
+    heartbeat: float = Field(default=2.0, gt=0)
+    lease: float = Field(default=10.0, gt=0)
+    patience: float = Field(default=60.0, ge=0)
+    nice: int = Field(default=10, ge=0, le=19)
+
+    @model_validator(mode="after")
+    def _a_beat_may_be_late(self) -> Self:
+        if self.lease < 2 * self.heartbeat:
+            raise ValueError(
+                f"training.lease ({self.lease:g} s) must be at least twice training.heartbeat "
+                f"({self.heartbeat:g} s), or a run counts as lost for one late sign of life"
+            )
+        return self
 
 
 class ServeConfig(Section):
@@ -105,6 +141,7 @@ class ServeConfig(Section):
     exploration: ExplorationConfig = ExplorationConfig()
     letta: LettaConfig = LettaConfig()
     log: LogConfig = LogConfig()
+    training: TrainingConfig = TrainingConfig()
 
     @model_validator(mode="after")
     def _open_only_to_this_machine(self) -> Self:

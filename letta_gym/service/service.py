@@ -27,13 +27,13 @@ from letta_gym.service.journal import Entry, Journal
 from letta_gym.service.problems import ApiError
 from letta_gym.service.registry import Registry
 from letta_gym.service.telemetry import Telemetry
+from letta_gym.service.training import Training
 from letta_gym.store.log import write_decisions
 from letta_gym.store.models import SHARED, Viewer
-from letta_gym.store.store import Store
+from letta_gym.store.store import STORE_VARIABLE, Store
 
 log = logging.getLogger(__name__)
 
-STORE_VARIABLE = "LETTA_GYM_STORE"
 LIBRARY = "library"
 """The agent that owns the bundled skills, which every agent may choose from."""
 
@@ -60,6 +60,7 @@ class Service:
         self.registry = Registry(self.store.policies, data / "policies", space, config.baseline)
         self.embedder = LazyEmbedder(data / "vectors.sqlite", space)
         self.tasks = TaskVectors(self.embedder)
+        self.training = Training(self.store, config.service, config.training)
         self._skills = SkillVectors(self.embedder, space.skills)
         self._writer = ThreadPoolExecutor(1, "journal")
         self._agents: dict[str, Viewer] = {}
@@ -99,6 +100,7 @@ class Service:
             asyncio.create_task(self._keep_access_fresh()),
             asyncio.create_task(self._load_embedder()),
             asyncio.create_task(follower.follow()),
+            asyncio.create_task(self.training.watch()),
         ]
         self.waits_for = None
         log.info("ready; policy %s%s", policy.digest, " (fallback)" if self.fallback else "")
@@ -109,6 +111,7 @@ class Service:
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
+        self.training.close()
         await self.journal.close()
         await self.desks.close()
         await asyncio.to_thread(self.carrier.close)

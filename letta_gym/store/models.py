@@ -40,6 +40,9 @@ PRIVATE, TEAM, SHARED = SCOPES = ("private", "team", "shared")
 MODES = ("active", "shadow", "canary")
 STATUSES = ("candidate", "shadow", "canary", "active", "retired")
 RUN_STATUSES = ("running", "finished", "failed")
+JOB_STATES = ("running", "finished", "failed", "cancelled", "lost")
+FROM_LOG = "log"
+"""The kind of a training run that learns from decisions."""
 
 _BIG = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows itself only for INTEGER
 
@@ -320,6 +323,44 @@ class RunRow(Base):
     error: Mapped[str | None]
     started_at: Mapped[float]
     ended_at: Mapped[float | None]
+
+
+class JobRow(Scoped, Base):
+    """What the supervisor of a training run and those who start it tell each other.
+
+    ``slot`` is 1 while the run is under way and null otherwise; being unique, it lets one run at a
+    time. ``holder`` is the supervisor at hand, who must move ``lease_until`` on, or the run counts
+    as lost. ``source`` names the configuration, ``changes`` its keys that were set otherwise, and
+    ``steps`` how many there are to do, where that is known. ``agent_id`` is the agent of whose
+    decisions a run from the log learns; null for those of all.
+    """
+
+    __tablename__ = "training_jobs"
+    __table_args__ = (CheckConstraint(f"state IN {JOB_STATES}", "state"),)
+
+    run_id: Mapped[int] = mapped_column(
+        ForeignKey("training_runs.id", ondelete="CASCADE"), primary_key=True
+    )
+    slot: Mapped[int | None] = mapped_column(unique=True)
+    state: Mapped[str]
+    kind: Mapped[str]
+    source: Mapped[str]
+    changes: Mapped[dict[str, Any]]
+    steps: Mapped[int | None]
+    agent_id: Mapped[int | None] = mapped_column(ForeignKey("agents.id"))
+    actor: Mapped[str]
+    holder: Mapped[str]
+    attempts: Mapped[int]
+    beat_at: Mapped[float]
+    lease_until: Mapped[float]
+    cancel_at: Mapped[float | None]
+
+    @classmethod
+    def visible_to(cls, viewer: Viewer) -> ColumnElement[bool]:
+        """Every run that learns from no log, and those from the log of an agent that is seen."""
+        agents = inspect(Agent).local_table.alias().c
+        seen = cls.agent_id.in_(select(agents.id).where(_agent_is_open(agents, viewer)))
+        return or_(cls.kind != FROM_LOG, seen)
 
 
 class MetricRow(Base):

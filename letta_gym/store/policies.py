@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import delete, insert, select, update
 from sqlalchemy.orm import Session
 
 from letta_gym.errors import ConfigError, StoreError
 from letta_gym.store.engine import Clock, Database
-from letta_gym.store.models import STATUSES, AuditRow, MetricRow, PolicyRow, RunRow
+from letta_gym.store.models import STATUSES, AuditRow, JobRow, MetricRow, PolicyRow, RunRow
 
 
 def audit(
@@ -152,8 +152,12 @@ class Runs:
         self._database, self._clock = database, clock
 
     def start(self, folder: str, config: Mapping[str, Any]) -> int:
-        """A run begins; returns its number."""
+        """A run begins; returns its number: that of the supervised run in ``folder``, if any."""
+        supervised = select(RunRow.id).join(JobRow).where(RunRow.folder == folder, JobRow.slot == 1)
         with self._database.write() as session:
+            known = session.scalar(supervised)
+            if known is not None:
+                return known
             run = RunRow(
                 folder=folder, config=dict(config), status="running", started_at=self._clock()
             )
@@ -162,7 +166,7 @@ class Runs:
             return run.id
 
     def metrics(self, run: int, step: int, values: Mapping[str, float]) -> None:
-        """Numbers of one step, by name; each is written once.
+        """Numbers of one step, by name, in place of those that it had.
 
         Raises:
             StoreError: no such run.
@@ -173,19 +177,24 @@ class Runs:
                 {"run_id": run, "step": step, "name": name, "value": value}
                 for name, value in values.items()
             ]
+            session.execute(
+                delete(MetricRow).where(MetricRow.run_id == run, MetricRow.step == step)
+            )
             if rows:
                 session.execute(insert(MetricRow), rows)
 
     def finish(
         self, run: int, *, policy_digest: str | None = None, error: str | None = None
     ) -> None:
-        """A run ends, with a policy or with an error.
+        """A run ends, with a policy or with an error; a supervised one is ended by its supervisor.
 
         Raises:
             StoreError: no such run.
         """
         with self._database.write() as session:
             _find(session, run)
+            if session.get(JobRow, run) is not None:
+                return
             session.execute(
                 update(RunRow)
                 .where(RunRow.id == run)

@@ -20,6 +20,7 @@ from letta_gym.store.engine import Clock, Database
 from letta_gym.store.export import export
 from letta_gym.store.figures import Figures
 from letta_gym.store.history import History
+from letta_gym.store.jobs import Jobs
 from letta_gym.store.keys import Keys
 from letta_gym.store.log import LogConfig, StoreLog
 from letta_gym.store.models import MODES, AuditRow, DecisionRow, Viewer
@@ -28,6 +29,9 @@ from letta_gym.store.policies import Policies, Runs, audit
 from letta_gym.store.replies import Replies
 from letta_gym.store.transfers import learn_all
 from letta_gym.store.trials import trials
+
+STORE_VARIABLE = "LETTA_GYM_STORE"
+"""Environment variable with the URL of the store, for programs that are told no other way."""
 
 _BATCH = 1_000  # decisions removed in one transaction, so that writers wait only briefly
 
@@ -49,6 +53,7 @@ class Store:
         keys: the API keys of the service.
         replies: replies of the service by idempotency key.
         runs: training runs and their metrics.
+        jobs: training runs that a supervisor looks after.
         clock: gives the time in Unix seconds.
 
     Raises:
@@ -66,6 +71,7 @@ class Store:
         self.agents = Agents(self.database, clock)
         self.policies = Policies(self.database, clock)
         self.runs = Runs(self.database, clock)
+        self.jobs = Jobs(self.database, clock)
         self.offers = Offers(self.database, clock)
         self.keys = Keys(self.database, clock)
         self.replies = Replies(self.database, clock)
