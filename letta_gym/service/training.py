@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -192,7 +193,8 @@ class Training:
             )
         except OSError as error:
             raise _no_trainer(command, str(error)) from error
-        os.setpriority(os.PRIO_PROCESS, process.pid, self._config.nice)
+        with contextlib.suppress(ProcessLookupError):  # it has ended already
+            os.setpriority(os.PRIO_PROCESS, process.pid, self._config.nice)
         try:
             said, wrong = await asyncio.wait_for(process.communicate(), _CHECKED_WITHIN)
         except TimeoutError as error:
