@@ -29,6 +29,7 @@ from letta_gym.library.suite import Suite, bundled_suite
 from letta_gym.library.vectors import SuiteVectors, VectorTable, snap, text_hash
 from letta_gym.selection import network
 from letta_gym.selection.candidates import RetrievalConfig
+from letta_gym.selection.opening import Opening
 from letta_gym.selection.policy import Policy
 from letta_gym.selection.runtime import SkillSelector
 from letta_gym.selection.shelf import Shelf
@@ -59,6 +60,7 @@ def untrained(vectors: SuiteVectors, slots: int) -> Policy:
         slots=slots,
         embedder=vectors.identity,
         probes=vectors.probes,
+        opening=Opening(),
     )
 
 

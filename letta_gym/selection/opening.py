@@ -17,6 +17,7 @@ Only the logit of STOP changes, so the ranking is the network's, and probabiliti
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -60,17 +61,16 @@ class Opening(Section):
             context: of the decisions, shape (B, C).
             likeness: :func:`likeness` of the library.
         """
-        known = np.expm1(8 * context[:, _HISTORY].astype(np.float64))
-        part = known / (known + self.outcomes)
-        if likeness > self.likeness:
-            opening: Any = self.usual
-        else:
-            opening = (context[:, _BEST] / 4 - self.level) / self.scale
-        top, stop = logits[:, :-1].max(1), logits[:, -1]
-        free = np.isfinite(top)
-        best = np.where(free, top, stop)
-        mixed = best - part * (best - stop) - (1 - part) * opening
-        logits[:, -1] = np.where(free, mixed, stop)
+        # Row by row: usually there is one, for which NumPy's calls would cost ten times as much.
+        alike = likeness > self.likeness
+        tops = np.maximum.reduce(logits[:, :-1], 1).tolist()
+        for row, (top, seen) in enumerate(zip(tops, context.tolist(), strict=True)):
+            if top > -math.inf:
+                opening = self.usual if alike else (seen[_BEST] / 4 - self.level) / self.scale
+                known = math.expm1(8 * seen[_HISTORY])
+                part = known / (known + self.outcomes)
+                margin = top - logits.item(row, -1)
+                logits[row, -1] = top - part * margin - (1 - part) * opening
 
 
 def likeness(vectors: Floats) -> float:
