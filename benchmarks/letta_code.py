@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 from unittest import mock
@@ -25,8 +25,10 @@ from benchmarks.figures import Figure, at_least, below, equal
 from benchmarks.runtime import untrained
 from letta_gym.letta import hook_server, hook_settings
 from letta_gym.letta.code import CodeConfig, code_backend
+from letta_gym.letta.hook_record import Recorder
 from letta_gym.library.suite import bundled_suite
 from letta_gym.selection.runtime import SkillSelector
+from letta_gym.store.store import Store
 from tests.side_by_side import side_by_side
 from tests.stub_llm import MODEL, StubLLM
 
@@ -127,26 +129,42 @@ def hook_times() -> dict[str, Figure]:
         settings = json.loads(place.settings.read_text(encoding="utf-8"))
         command = settings["hooks"]["UserPromptSubmit"][0]["hooks"][0]["command"]
         dead = [_hook(command, text) for text in texts]
-        narrowing = hook_server.Narrowing(selector, place.skills, place.decisions)
-        server = threading.Thread(
-            target=hook_server.serve, args=(narrowing, place.socket, 60.0), daemon=True
-        )
-        server.start()
-        warm = [_hook(command, text) for text in texts]
-        hook_settings.stop_server(place)
-        server.join()
+        warm = _served(selector, place, command, texts)
         chosen = len(place.decisions.read_text(encoding="utf-8").splitlines())
+        with Store(Path(folder) / "store.sqlite") as store:
+            with Recorder(store.log(store.agents.ensure("letta-code"))) as selector.log:
+                kept = _served(selector, place, command, texts)
+            outcomes = sum(one.outcome is not None for one in store.history().decisions())
     bare = [_timed(lambda: subprocess.run(["sh", "-c", "exec true"], check=True)) for _ in texts]
     python = f"exec {shlex.quote(sys.executable)} -I -S -c pass"
     empty = [_timed(lambda: subprocess.run(["sh", "-c", python], check=True)) for _ in texts]
     return {
         "hook/warm_median_ms": Figure(statistics.median(warm)),
         "hook/warm_p95_ms": below(_p95(warm), 300),
+        "hook/warm_with_store_p95_ms": below(_p95(kept), 300),
         "hook/without_server_p95_ms": below(_p95(dead), 300),
         "hook/empty_python_median_ms": Figure(statistics.median(empty)),
         "hook/empty_shell_median_ms": Figure(statistics.median(bare)),
         "hook/prompts_narrowed": equal(chosen, PROMPTS),
+        "hook/prompts_in_store": equal(outcomes, PROMPTS),
     }
+
+
+def _served(
+    selector: SkillSelector, place: hook_settings.Place, command: str, texts: Sequence[str]
+) -> list[float]:
+    """Milliseconds of the hook for each prompt, with a server."""
+    narrowing = hook_server.Narrowing(selector, place.skills, place.decisions)
+    server = threading.Thread(
+        target=hook_server.serve, args=(narrowing, place.socket, 60.0), daemon=True
+    )
+    server.start()
+    while not place.socket.exists():
+        time.sleep(0.01)
+    took = [_hook(command, text) for text in texts]
+    hook_settings.stop_server(place)
+    server.join()
+    return took
 
 
 def _hook(command: str, prompt: str) -> float:

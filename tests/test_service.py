@@ -16,6 +16,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from letta_gym.errors import MissingExtraError, StoreError
+from letta_gym.feedback.outcome import Outcome
 from letta_gym.library import passages
 from letta_gym.library.suite import bundled_suite
 from letta_gym.selection.policy_file import PolicyFile
@@ -276,6 +277,25 @@ def test_a_later_word_is_kept_beside_the_outcome(client: TestClient) -> None:
     assert words == ["outcome", "word"]
     assert kept["outcome"]["success"] == 1.0
     assert [(one["value"], one["comment"]) for one in kept["feedback"]] == [(0.25, "so")]
+
+
+def test_feedback_grades_what_a_session_told_and_nobody_graded(client: TestClient) -> None:
+    decision_id = select(client)["decision_id"]
+    store = service_of(client).store
+    logged = store.history().one(decision_id)
+    assert logged is not None
+    log = store.log(store.agents.get(logged.agent))
+    first = logged.picks[0].skill
+    log.recorded(decision_id, Outcome(None, (first,), evidence=False, source="session"))
+
+    said = client.post(f"/tasks/{decision_id}/feedback", json={"success": 0.5})
+
+    assert said.json()["kept_as"] == "outcome"
+    graded = store.history().one(decision_id)
+    assert graded is not None
+    assert graded.outcome is not None
+    assert graded.outcome.success == 0.5
+    assert [pick.skill for pick in graded.picks if pick.loaded] == [first]
 
 
 def test_feedback_that_is_sent_twice_counts_once(client: TestClient) -> None:

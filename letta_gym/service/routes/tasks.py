@@ -221,8 +221,12 @@ async def _record(
     logged = await asyncio.to_thread(of.store.history(viewer).one, decision_id)
     if logged is None or logged.agent != viewer.name:
         raise ApiError(404, f"the agent {viewer.name!r} made no decision {decision_id!r}")
-    if logged.outcome is None:
+    said = logged.outcome
+    ungraded = said is not None and said.success is None and said.error is None
+    if said is None or ungraded:
         loaded = None if body.loaded is None else tuple(body.loaded)
+        if ungraded and loaded is None:  # whoever carried it out has told
+            loaded = tuple(pick.skill for pick in logged.picks if pick.loaded)
         outcome = Outcome(body.success, loaded, body.tokens, source=body.source)
         try:
             await desk.record(decision_id, outcome)
