@@ -20,6 +20,7 @@ from letta_gym.selection import network
 from letta_gym.selection.candidates import RetrievalConfig
 from letta_gym.selection.observation import FEATURES
 from letta_gym.selection.policy import Policy
+from letta_gym.store.store import Store
 
 ROOT = Path(__file__).parent.parent
 SKILLS = ROOT / "skills"
@@ -331,36 +332,50 @@ def test_hooks_choose_for_each_prompt_and_leave_no_trace(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    project = tmp_path / "project"
+    monkeypatch.delenv("LETTA_GYM_STORE", raising=False)
+    project, url = tmp_path / "project", tmp_path / "store.sqlite"
     (project / ".letta").mkdir(parents=True)
     settings = project / ".letta" / "settings.local.json"
     settings.write_text('{"model": "opus"}\n')
     options = ["--policy", policy, "--skills", SKILLS, "--k", "2", "--project", project]
+    options += ["--store", url, "--agent", "ada", "--explore"]
     skills = project / ".agents" / "skills"
 
     assert run(capsys, "hook", "install", *options)[0] == cli.OK
     (entry,) = json.loads(settings.read_text())["hooks"]["UserPromptSubmit"]
-    event = {"event_type": "UserPromptSubmit", "prompt": TASK, "is_command": False}
-    until = time.monotonic() + 60
-    while len(list(skills.iterdir())) > 2 and time.monotonic() < until:
+
+    def hooked(event: str, **fields: Any) -> None:
         done = subprocess.run(
             ["sh", "-c", entry["hooks"][0]["command"]],
             cwd=project,
-            input=json.dumps(event),
+            input=json.dumps({"event_type": event, **fields}),
             capture_output=True,
             text=True,
             check=False,
         )
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+    decisions = tmp_path / "state" / "letta-gym"
+    until = time.monotonic() + 60
+    while not [*decisions.rglob("decisions.jsonl")] and time.monotonic() < until:
+        hooked("UserPromptSubmit", prompt=TASK, is_command=False)
+        hooked("Stop", stop_reason="end_turn")
         time.sleep(0.1)
-    assert 1 <= len(list(skills.iterdir())) <= 2
+    assert len(list(skills.iterdir())) <= 2
+    code, said, _ = run(capsys, "hook", "rate", "0.75", "--project", project)
+    assert (code, said.startswith(f"'{TASK[:59]}")) == (cli.OK, True)
 
     assert run(capsys, "hook", "uninstall", "--project", project)[0] == cli.OK
     assert settings.read_text() == '{"model": "opus"}\n'
     assert sorted(path.name for path in project.rglob("*")) == [".letta", settings.name]
     assert run(capsys, "hook", "serve", *options)[0] == cli.OK  # nobody to serve any more
-    (decision, *_) = (tmp_path / "state").rglob("decisions.jsonl")
+    (decision,) = decisions.rglob("decisions.jsonl")
     assert json.loads(decision.read_text().splitlines()[-1])["prompt"] == TASK
+    with Store(url) as store:
+        while not (trials := list(store.trials())) and time.monotonic() < until:
+            time.sleep(0.1)  # the server writes what waits as it ends
+        assert [(trial.agent, trial.success) for trial in trials] == [("ada", 0.75)]
+        assert all(one.decision.explored for one in store.history().decisions())
 
 
 # --- all of them ----------------------------------------------------------------------------------

@@ -75,6 +75,7 @@ def serve(options: argparse.Namespace) -> int:
     import logging
 
     from letta_gym.letta import hook_server, hook_settings
+    from letta_gym.selection.exploration import Explorer
 
     place = hook_settings.Place.of(options.project)
     logging.basicConfig(
@@ -82,6 +83,8 @@ def serve(options: argparse.Namespace) -> int:
     )
     selector = _selector(options)
     selector.select("Load the embedder.")  # so that the first prompt need not wait for it
+    if options.explore:
+        selector.explorer = Explorer()
     with contextlib.ExitStack() as stack:
         if options.store is not None:
             _attach(selector, options.store, options.agent, stack)
