@@ -77,13 +77,14 @@ class Run(BaseRun):
         )
 
     def looked_at(self, board: TensorBoard) -> None:
-        """At each checkpoint, play the policy as it would be exported beside the untrained one.
+        """At first and at each checkpoint, play the policy as it would be exported, and the
+        untrained one.
 
         Both act greedily in the same sessions on the train split, so the two curves can be
         compared, which those of training cannot: there the policy explores.
         """
-        step = self.ppo.global_step
-        if self.ppo.num_updates % self.config.train.checkpoint_every and step < self.steps:
+        step, updates = self.ppo.global_step, self.ppo.num_updates
+        if updates > 1 and updates % self.config.train.checkpoint_every and step < self.steps:
             return
         if self._untrained is None:
             self._untrained = self._looked(self._made_model(np.random.default_rng(0)).parameters)

@@ -51,6 +51,7 @@ def served(folder: Path, *changes: str) -> Iterator[str]:
         "service.data": folder,
         "service.store": folder / "store.sqlite",
         "service.policy": "null",
+        "training.folder": folder / "training",
     }
     options = [f"--set={name}={value}" for name, value in settings.items()]
     options += [f"--set={change}" for change in changes]
@@ -199,6 +200,60 @@ def test_a_policy_is_uploaded_promoted_and_rolled_back(page: Page, folder: Path)
     expect(active).to_contain_text(file.digest[:12])
 
 
+def test_a_run_is_watched_to_its_end_and_its_policy_promoted_and_rolled_back(page: Page) -> None:
+    open_tab(page, "Training")
+    shown, runs = page.locator("#training"), page.locator("#runs")
+    toast = page.locator(".toast-body").last
+    expect(shown).to_contain_text("Nothing was trained yet")
+    picture(page, "training-empty")
+    page.get_by_role("spinbutton", name="Decisions").fill("60000")
+    page.get_by_text("More settings").click()
+    page.fill("#more textarea", "train.step = 5")
+    page.click("#train")
+    expect(toast).to_contain_text("did you mean 'steps'?", timeout=SECONDS)
+    page.fill("#more textarea", "evaluate.sessions=4\nevaluate.seeds=2\nevaluate.tune_sessions=2")
+    page.click("#train")
+    expect(shown).to_contain_text("Run 1", timeout=SECONDS)
+    page.wait_for_selector("#return-plot canvas, #return-plot svg")
+    picture(page, "training-goes")
+    page.click("#train")
+    expect(toast).to_contain_text("training run 1 is under way", timeout=SECONDS)
+    expect(shown).to_contain_text("is a candidate", timeout=SECONDS)
+    expect(page.locator("#cancel")).not_to_be_visible()
+    picture(page, "training-done")
+    trained = re.search(r"policy ([0-9a-f]{12}) is", shown.inner_text())
+    assert trained is not None
+
+    open_tab(page, "Policies")
+    active = page.locator("#policies tr.lg-on")
+    before = active.inner_text()[:12]
+    page.click("#policy-pick input")
+    page.get_by_role("option", name=re.compile(trained[1])).click()
+    page.click("#promote")
+    expect(active).to_contain_text(trained[1])
+    page.click("#rollback")
+    expect(active).to_contain_text(before)
+
+    open_tab(page, "Training")
+    page.get_by_role("spinbutton", name="Decisions").fill("2000000")
+    page.get_by_role("spinbutton", name="Learning rate").fill("0.005")
+    page.click("#train")
+    expect(shown).to_contain_text("Run 2", timeout=SECONDS)
+    page.wait_for_selector("#success-plot canvas, #success-plot svg")
+    page.click("#cancel")
+    expect(shown).to_contain_text("Cancelled", timeout=SECONDS)
+    page.click("#resume")
+    expect(shown).to_contain_text("Training", timeout=SECONDS)
+    page.click("#cancel")
+    expect(runs).to_contain_text("cancelled", timeout=SECONDS)
+    for number in (1, 2):
+        page.click("#compare-runs input")
+        page.get_by_role("option", name=re.compile(f"^{number} ·")).click()
+    expect(page.locator("#compared")).to_contain_text("train.ppo.learning_rate")
+    page.keyboard.press("Escape")
+    picture(page, "training")
+
+
 def test_metrics_follow_from_what_was_run(page: Page) -> None:
     run_task(page, "Translate the release notes into German")
     open_tab(page, "Metrics")
@@ -209,7 +264,7 @@ def test_metrics_follow_from_what_was_run(page: Page) -> None:
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_a_narrow_window_shows_everything(browser: Any, address: str, theme: str) -> None:
     with page_at(browser, address, width=390, theme=theme) as page:
-        for name in ("Run a task", "Skills", "Policies", "Metrics"):
+        for name in ("Run a task", "Skills", "Training", "Policies", "Metrics"):
             open_tab(page, name)
             if name == "Run a task":
                 run_task(page, "Merge these three PDF files and number the pages")

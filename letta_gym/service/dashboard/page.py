@@ -9,13 +9,19 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when Gradio i
 
 import gradio as gr
 
-from letta_gym.service.dashboard import metrics, policies, run, skills, style
+from letta_gym.service.dashboard import metrics, policies, run, skills, style, training
 from letta_gym.service.dashboard.api import Api
 
 PATH = "/ui"
 _HEAD = (
     '<div class="lg-head"><h1>letta-gym</h1>'
     "<span>which skills an agent should load, learned from what happened</span></div>"
+)
+_TABS = (
+    ("Skills", skills),
+    ("Training", training),
+    ("Policies", policies),
+    ("Metrics", metrics),
 )
 _FONTS = ["ui-sans-serif", "system-ui", "sans-serif"]
 
@@ -36,7 +42,7 @@ def make_page(api: Api, keys: bool) -> gr.Blocks:
             with gr.Tab("Run a task", id="run"):
                 run.tab(api, key)
             fillers = []
-            for name, module in (("Skills", skills), ("Policies", policies), ("Metrics", metrics)):
+            for name, module in _TABS:
                 with gr.Tab(name, id=name.lower()) as tab:
                     fill, inputs, outputs = module.tab(api, key)
                     fillers.append((tab, fill, inputs, outputs))
