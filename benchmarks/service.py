@@ -76,8 +76,12 @@ def prepared(folder: Path) -> tuple[dict[str, object], Path]:
     return settings, bodies
 
 
-def warm(server: Server, bodies: Path, seconds: float = 3.0) -> None:
+def warm(server: Server, bodies: Path, seconds: float = 2.0) -> None:
     """Let every task be embedded, and everything else that happens once."""
+    for body in json.loads(bodies.read_text(encoding="utf-8")):
+        status, _ = server.post("/tasks/select", body)
+        if status != 200:
+            raise RuntimeError(f"the service answered {status} to {body}")
     load(f"{server.url}/tasks/select", bodies, 4, seconds)
 
 

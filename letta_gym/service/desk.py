@@ -165,7 +165,9 @@ class Desk:
         library = SkillLibrary(offer.skill for offer in offers.values())
         shelf = Shelf(library, policy, self._terms.vectors.of(tuple(library)))
         explorer = Explorer(self._terms.exploration, self._budget)
-        return SkillSelector(policy, shelf, memory, self._rng, self._log, explorer)
+        selector = SkillSelector(policy, shelf, memory, self._rng, self._log, explorer)
+        selector.max_pending = 0  # what waits for its outcome is asked of the store: see record()
+        return selector
 
 
 @dataclass(frozen=True, eq=False, slots=True)
