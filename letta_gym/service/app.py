@@ -29,11 +29,14 @@ from letta_gym.service.routes.policies import policies
 from letta_gym.service.routes.skills import skills
 from letta_gym.service.routes.tasks import selecting, tasks
 from letta_gym.service.routes.training import training
+from letta_gym.service.routes.transfers import transfers
 from letta_gym.service.service import Service
 
 log = logging.getLogger(__name__)
 
-_ROUTERS = (tasks, execute, decisions, skills, policies, training, metrics, agents, health)
+_ROUTERS = (
+    *(tasks, execute, decisions, skills, policies, training, transfers, metrics, agents, health),
+)
 
 _DESCRIPTION = """Chooses skills for the tasks of an agent, and learns from what came of it.
 

@@ -198,6 +198,12 @@ class Transfers:
         first, second = (self.store.agents.space(name) for name in (one, other))
         return first is None or second is None or first.agrees(second)
 
+    def received(self, agent: Viewer) -> list[TransferRow]:
+        """The bundles that an agent took in, the newest first."""
+        query = select(TransferRow).where(TransferRow.target_id == agent.id)
+        with self.store.database.read(agent) as session:
+            return [*session.scalars(query.order_by(TransferRow.id.desc()))]
+
     def _skills(self, viewer: Viewer, owner: str) -> Sequence[tuple[SkillRow, VersionRow]]:
         """The newest visible version of each skill of ``owner``."""
         query = (
