@@ -378,6 +378,27 @@ def test_hooks_choose_for_each_prompt_and_leave_no_trace(
         assert all(one.decision.explored for one in store.history().decisions())
 
 
+@pytest.mark.parametrize("given", ["default", "file"])
+def test_the_hooks_server_is_told_the_policy_wherever_it_is_started(
+    given: str,
+    policy: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.chdir(policy.parent)
+    name = given if given == "default" else policy.name
+    options = ["--policy", name, "--skills", SKILLS, "--project", tmp_path]
+
+    assert run(capsys, "hook", "install", *options)[0] == cli.OK
+    (command,) = (tmp_path / "state").rglob("serve")
+    words = command.read_text(encoding="utf-8").split("\0")
+    told = words[words.index("--policy") + 1]
+    assert told == ("default" if given == "default" else str(policy.resolve()))
+    assert run(capsys, "hook", "uninstall", "--project", tmp_path)[0] == cli.OK
+
+
 # --- all of them ----------------------------------------------------------------------------------
 
 

@@ -42,7 +42,8 @@ def install(options: argparse.Namespace) -> int:
     k = _k(options, selector)
     # -P: what lies in the project's folder is no part of the program.
     words = [sys.executable, "-P", "-m", "letta_gym.cli", "hook", "serve", "--k", str(k)]
-    words += ["--policy", str(Path(options.policy).resolve())]
+    named = options.policy == "default"  # that of the package, and no file
+    words += ["--policy", options.policy if named else str(Path(options.policy).resolve())]
     words += ["--skills", str(Path(options.skills).resolve()), "--project", str(place.project)]
     words += [] if options.budget is None else ["--budget", str(options.budget)]
     words += ["--explore"] if options.explore else []
