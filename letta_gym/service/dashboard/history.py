@@ -86,6 +86,7 @@ def plot(run: Mapping[str, Any] | None, names: Mapping[str, str]) -> Any:
         for metric, name in names.items()
         for step, value in _points(run, metric)
     ]
+    points += _level(run, names)
     if len({step for step, _, _ in points}) < 2:
         return gr.update(visible=False)
     frame = pd.DataFrame(points, columns=["step", "value", "policy"])
@@ -95,20 +96,30 @@ def plot(run: Mapping[str, Any] | None, names: Mapping[str, str]) -> Any:
     return gr.update(value=frame, y_lim=limits, visible=True)
 
 
+def _level(run: Mapping[str, Any] | None, names: Mapping[str, str]) -> list[tuple[int, float, str]]:
+    """The untrained policy stays as it is, from the start to where the run is."""
+    return [
+        (step, _points(run, metric)[-1][1], name)
+        for metric, name in names.items()
+        if name == UNTRAINED and run is not None and _points(run, metric)
+        for step in (0, run["step"])
+    ]
+
+
 def table(runs: Sequence[Mapping[str, Any]], marked: int | None) -> str:
     """The runs, the newest first; that of the number ``marked`` stands out."""
     if not runs:
         return ""
-    columns = [("Run", True), ("Configuration", False), ("Status", False), ("Done", True)]
+    columns = [("Run", True), ("Status", False), ("Configuration", False), ("Done", True)]
     columns += [("Took", True), ("Started", False), ("Policy", False)]
     rows = [
         (
             str(run["id"]),
-            escape(run["config"] or f"by hand, {run['kind']}") + _small(_changes(run)),
             style.tag(status(run), _WORDS[run["status"]][1]) + _small(run["error"] or ""),
+            escape(run["config"] or f"by hand, {run['kind']}") + _small(_changes(run)),
             style.number(run["step"]),
             _took(run),
-            _when(run),
+            f'<span class="lg-time">{_when(run)}</span>',
             f'<span class="lg-mono">{escape((run["policy_digest"] or style.UNKNOWN)[:12])}</span>',
         )
         for run in runs
@@ -162,12 +173,21 @@ def _note(run: Mapping[str, Any]) -> str:
     if run["status"] == "finished" and run["policy_digest"]:
         said = f"Its policy {run['policy_digest'][:12]} is a candidate: let it choose in Policies."
     wrong = "" if run["error"] is None else f'<div class="lg-answer">{escape(run["error"])}</div>'
-    if "greedy/return" in run["curves"]:
-        said += (
-            " The learned policy and the untrained one act alike, in the same sessions; while "
-            "exploring, other skills are tried, which costs a little."
-        )
-    return f'{wrong}<p class="lg-note">{escape(said)}</p>'
+    return f'{wrong}<p class="lg-note">{escape(said)}</p>{_legend(run)}'
+
+
+def _legend(run: Mapping[str, Any]) -> str:
+    if "greedy/return" not in run["curves"]:
+        return ""
+    said = {
+        LEARNED: "as it would be exported",
+        UNTRAINED: "in the same sessions",
+        EXPLORING: "in training, trying other skills too",
+    }
+    return '<p class="lg-legend">' + "".join(
+        f'<span><i style="background:{COLOURS[name]}"></i>{escape(f"{name}: {what}")}</span>'
+        for name, what in said.items()
+    )
 
 
 def _when(run: Mapping[str, Any]) -> str:

@@ -33,7 +33,7 @@ _SECONDS = 2.0  # between two looks at a run
 
 def tab(api: Api, key: gr.State) -> Any:
     """Lay the tab out; returns what fills it: a function, its inputs and outputs."""
-    recipes, timer = gr.State([]), gr.Timer(_SECONDS, active=False)
+    recipes, made, timer = gr.State([]), gr.State(None), gr.Timer(_SECONDS, active=False)
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             config = gr.Dropdown([], label="Configuration", elem_id="config")
@@ -49,8 +49,8 @@ def tab(api: Api, key: gr.State) -> Any:
             start = gr.Button("Start training", variant="primary", elem_id="train")
         with gr.Column(scale=5, min_width=300):
             shown = gr.HTML(history.NO_RUN, elem_id="training")
-            returns = _plot("Return: success less the price of tokens", "return")
-            success = _plot("Success", "success")
+            returns = _plot("Return by decisions: success less the price of tokens", "return")
+            success = _plot("Success by decisions", "success")
             with gr.Row():
                 cancel = gr.Button("Cancel", visible=False, elem_id="cancel")
                 resume = gr.Button("Resume", visible=False, elem_id="resume")
@@ -93,22 +93,20 @@ def tab(api: Api, key: gr.State) -> Any:
 
     async def begin(
         secret: str, known: list[Any], name: str | None, extra: str, *values: float | None
-    ) -> tuple[Any, ...]:
+    ) -> int:
         if name is None:
             raise told("No configuration is picked", "Pick one from the list first.")
         body = {"config": name, "set": _changes(known, name, values) | _extra(extra)}
-        made = await api.send(secret, "POST", "/training/run", body)
-        gr.Info(f"Run {made['id']} has started.")
-        return await _looked(api, secret, made["id"])
+        run: int = (await api.send(secret, "POST", "/training/run", body))["id"]
+        gr.Info(f"Run {run} has started.")
+        return run
 
-    async def stop(secret: str, run: int | None) -> tuple[Any, ...]:
+    async def stop(secret: str, run: int | None) -> None:
         await api.send(secret, "POST", f"/training/runs/{run}/cancel")
         gr.Info(f"Run {run} finishes its update, then it stops.")
-        return await _looked(api, secret, run)
 
-    async def go_on(secret: str, run: int | None) -> tuple[Any, ...]:
+    async def go_on(secret: str, run: int | None) -> None:
         await api.send(secret, "POST", f"/training/runs/{run}/resume")
-        return await _looked(api, secret, run)
 
     async def compare(secret: str, runs: Sequence[int]) -> str:
         path = "/training/runs/{}"
@@ -119,9 +117,11 @@ def tab(api: Api, key: gr.State) -> Any:
 
     outputs = [recipes, config, *fields, *panel]
     config.input(ask, [recipes, config], [config, *fields])
-    start.click(begin, [key, recipes, config, more, *fields], panel)
-    cancel.click(stop, [key, picked], panel)
-    resume.click(go_on, [key, picked], panel)
+    # In two steps, for what an error would be written over is every output of the first.
+    begun = start.click(begin, [key, recipes, config, more, *fields], made)
+    begun.success(watch, [key, made], panel)
+    cancel.click(stop, [key, picked]).success(watch, [key, picked], panel)
+    resume.click(go_on, [key, picked]).success(watch, [key, picked], panel)
     picked.input(watch, [key, picked], panel)
     timer.tick(tick, [key, picked], panel, show_progress="hidden")
     again.click(fill, [key, picked, config], outputs)
@@ -135,10 +135,12 @@ def _plot(title: str, figure: str) -> gr.LinePlot:
         y="value",
         color="policy",
         color_map=history.COLOURS,
-        x_title="decisions",
+        x_title=" ",
         y_title=figure,
+        color_title=" ",
+        colors_in_legend=[],  # Gradio's own is cut off at the bottom; the panel has one
         label=title,
-        height=320,
+        height=260,
         visible=False,
         elem_id=f"{figure}-plot",
     )
