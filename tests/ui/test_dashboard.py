@@ -216,6 +216,7 @@ def test_a_run_is_watched_to_its_end_and_its_policy_promoted_and_rolled_back(pag
     expect(shown).to_contain_text("Run 1", timeout=SECONDS)
     page.wait_for_selector("#return-plot canvas, #return-plot svg")
     picture(page, "training-goes")
+    page.wait_for_timeout(1000)  # the button takes no click until its last one is dealt with
     page.click("#train")
     expect(toast).to_contain_text("training run 1 is under way", timeout=SECONDS)
     expect(shown).to_contain_text("is a candidate", timeout=SECONDS)
