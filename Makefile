@@ -18,6 +18,8 @@ PINS := -c constraints.txt
 EDIT := PYTHONWARNINGS='ignore:Editable installation' $(PIP) install
 POLICY := runs/mock/policy.safetensors
 LETTA_CODE := .letta-code
+STORE = $(or $(LETTA_GYM_STORE),runs/service/store.sqlite)
+VECTORS := runs/service/vectors.sqlite
 
 # One BLAS thread: on products this small a second one gains nothing, and on a busy machine it
 # costs a factor of ten.
@@ -57,6 +59,16 @@ up: ## build and start the container of the service, with PostgreSQL (needs Dock
 
 down: ## stop it again; its data is kept
 	docker compose down
+
+seed: $(VENV)/.serve ## put the bundled skills into the database of the service
+	@$(BIN)/letta-gym data seed --store "$(STORE)"
+
+embeddings: seed ## keep the vectors of the skills there that have none
+	@$(BIN)/letta-gym data embed --store "$(STORE)" --cache "$(VECTORS)"
+
+eval: $(VENV)/.light ## compare the trained policy, or else the package's, with the baselines
+	$(BIN)/python evaluate.py --config configs/mock.yaml \
+		--policy $(or $(wildcard $(POLICY)),default)
 
 try: .task $(POLICY) $(VENV)/.embedder ## choose skills for any text: make try TASK="..."
 	@$(BIN)/letta-gym select --policy $(POLICY) --skills skills -- "$$TASK"
@@ -119,7 +131,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^##@ /{printf "\n%s:\n", substr($$0, 5)} \
 		/^[a-z][a-z-]*:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-.PHONY: install train evaluate tensorboard serve api ui up down try dev test test-postgres test-letta \
+.PHONY: install train evaluate tensorboard serve api ui seed embeddings eval up down try dev test test-postgres test-letta \
 	test-letta-code test-ray test-ui lint format figures figures-speed figures-curves \
 	default-policy clean help .task
 

@@ -31,8 +31,8 @@ from letta_gym.library.skills import Skill, SkillLibrary
 from letta_gym.library.suite import Suite, bundled_suite
 from letta_gym.selection.policy import Policy
 from letta_gym.selection.policy_file import DEFAULT_FILE
-from letta_gym.service.service import LIBRARY
 from letta_gym.store.models import SHARED
+from letta_gym.store.stock import LIBRARY
 from letta_gym.store.store import Store
 from tests.fake_letta import HANDLE, FakeLetta
 from tests.stores import POSTGRES, new_database

@@ -30,12 +30,10 @@ from letta_gym.service.telemetry import Telemetry
 from letta_gym.service.training import Training
 from letta_gym.store.log import write_decisions
 from letta_gym.store.models import SHARED, Viewer
+from letta_gym.store.stock import LIBRARY, seed
 from letta_gym.store.store import STORE_VARIABLE, Store
 
 log = logging.getLogger(__name__)
-
-LIBRARY = "library"
-"""The agent that owns the bundled skills, which every agent may choose from."""
 
 _ACTOR = "service"
 
@@ -204,7 +202,7 @@ class Service:
         self.store.agents.ensure(self.config.service.agent)
         owner = self.store.agents.ensure(LIBRARY, scope=SHARED)
         if not self.store.offers.seen_by(owner):
-            seed(self.store, SkillLibrary.from_folder(BUNDLED), actor=_ACTOR)
+            seed(self.store, tuple(SkillLibrary.from_folder(BUNDLED)), actor=_ACTOR)
         policy = self.registry.start(self.config.service.policy, _ACTOR)
         self.fallback = self.registry.is_fallback(self.registry.get(policy.digest))
         return policy
@@ -225,14 +223,6 @@ class Service:
             await asyncio.to_thread(self.embedder.load)
         except LettaGymError as error:
             log.warning("tasks must bring their embedding: %s", error)
-
-
-def seed(store: Store, library: SkillLibrary, *, actor: str) -> int:
-    """Offer the skills of ``library`` to every agent; returns how many."""
-    owner = store.agents.ensure(LIBRARY, scope=SHARED)
-    skills = tuple(library)
-    store.offers.put(owner, skills, actor=actor, scope=SHARED)
-    return len(skills)
 
 
 def of(request: Request) -> Service:

@@ -37,6 +37,34 @@ def purge(options: argparse.Namespace) -> int:
     return OK
 
 
+def seed(options: argparse.Namespace) -> int:
+    """``letta-gym data seed``: offer a library to every agent."""
+    from letta_gym.library.skills import SkillLibrary
+    from letta_gym.library.suite import BUNDLED
+    from letta_gym.store.stock import seed
+
+    library = SkillLibrary.from_folder(options.skills or BUNDLED)
+    with _store(options, create=True) as store:
+        count = seed(store, tuple(library), actor=_ACTOR)
+    print(f"{count} of {len(library)} skills are new or changed; every agent may choose from them")
+    return OK
+
+
+def embed(options: argparse.Namespace) -> int:
+    """``letta-gym data embed``: keep the vectors of the offered skills that have none."""
+    from letta_gym.library.cache import EmbeddingCache
+    from letta_gym.library.embeddings import default_embedder
+    from letta_gym.store.stock import embed
+
+    embedder = default_embedder()
+    if options.cache is not None:
+        embedder = EmbeddingCache(options.cache, embedder)
+    with _store(options) as store:
+        count = embed(store, embedder, actor=_ACTOR)
+    print(f"{count} skills were embedded with {embedder.identity.id}")
+    return OK
+
+
 def report(options: argparse.Namespace) -> int:
     """``letta-gym data report``: trends, policies and skills of a store."""
     import time
@@ -156,6 +184,12 @@ def add(commands: Any) -> None:
     one.add_argument("--price", type=float, default=0.0, metavar="P", help="of a token (0)")
     one.add_argument("--json", action="store_true", help="print JSON")
 
+    one = _command(of_data, "seed", seed, "offer a library of skills to every agent")
+    one.add_argument("--skills", metavar="DIR", help="folder of SKILL.md (the bundled ones)")
+
+    one = _command(of_data, "embed", embed, "keep the vectors of the skills that have none")
+    one.add_argument("--cache", metavar="FILE", help="keep them there too, for the service")
+
     one = _command(of_data, "purge", purge, "remove decisions of long ago, with their outcomes")
     one.add_argument(
         "--older-than", type=float, required=True, metavar="DAYS", help="age of what goes"
@@ -220,14 +254,14 @@ def _add_policy(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _store(options: argparse.Namespace) -> Store:
+def _store(options: argparse.Namespace, *, create: bool = False) -> Store:
     from letta_gym.errors import MissingExtraError
 
     try:
         from letta_gym.store.store import Store
     except ModuleNotFoundError as error:
         raise MissingExtraError("serve", "the store") from error
-    return Store(options.store, create=False)
+    return Store(options.store, create=create)
 
 
 def _promotion(store: Store, options: argparse.Namespace) -> Promotion:
