@@ -109,23 +109,26 @@ class LinearBandit:
 class Kind:
     """A bandit by its two choices: how it explores, and whether each skill has its own model."""
 
-    explore: Callable[[np.random.Generator], Rule]
+    explore: Callable[[float, np.random.Generator], Rule]
     per_skill: bool
 
 
-ALPHA, SPREAD = 0.3, 0.3
 BANDITS: Mapping[str, Kind] = {
-    "linucb": Kind(lambda rng: upper_bound(ALPHA), False),
-    "linucb_per_skill": Kind(lambda rng: upper_bound(ALPHA), True),
-    "thompson": Kind(lambda rng: sampled(SPREAD, rng), False),
-    "thompson_per_skill": Kind(lambda rng: sampled(SPREAD, rng), True),
+    "linucb": Kind(lambda spread, rng: upper_bound(spread), False),
+    "linucb_per_skill": Kind(lambda spread, rng: upper_bound(spread), True),
+    "thompson": Kind(sampled, False),
+    "thompson_per_skill": Kind(sampled, True),
 }
 
 
-def bandit(name: str, skills: int, rng: np.random.Generator) -> LinearBandit:
-    """The bandit ``name`` of :data:`BANDITS` for a library of ``skills``, before any outcome."""
+def bandit(name: str, skills: int, rng: np.random.Generator, spread: float = 0.3) -> LinearBandit:
+    """The bandit ``name`` of :data:`BANDITS` for a library of ``skills``, before any outcome.
+
+    It explores as if its errors were ``spread`` times the standard errors of rewards with the
+    standard deviation 1.
+    """
     kind = BANDITS[name]
-    return LinearBandit(name, kind.explore(rng), skills if kind.per_skill else None)
+    return LinearBandit(name, kind.explore(spread, rng), skills if kind.per_skill else None)
 
 
 def study(agent: LinearBandit, driver: Driver) -> None:

@@ -1,4 +1,8 @@
-"""What PPO is measured beside: the same learner on torch, and PPO of Stable-Baselines3."""
+"""What PPO is measured beside: the same learner on torch, and PPO of Stable-Baselines3.
+
+Those of Stable-Baselines3 may have the batched environment, too, by :class:`BatchedVecEnv` and for
+MaskablePPO by :class:`PickVecEnv`; both are what Stable-Baselines3 would make of single ones.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,9 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
+from gymnasium import spaces
 from numpy.typing import NDArray
+from sb3_contrib import MaskablePPO
 from stable_baselines3 import PPO as SB3PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
@@ -143,8 +149,11 @@ class BatchedVecEnv(VecEnv):
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
 
     def reset(self) -> Any:
-        """Start all sessions."""
-        return self.env.reset(seed=0)[0]
+        """Start all sessions, each with its seed."""
+        shown = self.env.reset(seed=self._seeds)[0]
+        self._reset_seeds()
+        self._free = shown["action_mask"]
+        return shown
 
     def step_async(self, actions: NDArray[Any]) -> None:
         """Remember the actions."""
@@ -153,6 +162,7 @@ class BatchedVecEnv(VecEnv):
     def step_wait(self) -> tuple[Any, Any, Any, list[dict[str, Any]]]:
         """Carry them out; the last observation of a session stands in its info."""
         obs, rewards, terminated, truncated, infos = self.env.step(self._actions)
+        self._free = obs["action_mask"]
         told: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         for row in np.flatnonzero(terminated | truncated):
             last = {name: part[row] for name, part in infos["final_obs"].items()}
@@ -182,16 +192,55 @@ class BatchedVecEnv(VecEnv):
         return [False] * self.num_envs
 
 
+class PickVecEnv(BatchedVecEnv):
+    """The same with the actions and masks of :class:`letta_gym.envs.wrappers.PickActions`."""
+
+    def __init__(self, env: SkillSelectionVectorEnv) -> None:
+        super().__init__(env)
+        self.slots, self.picks = env.config.candidates, env.config.max_skills
+        self.action_space = spaces.MultiDiscrete([self.slots + 1] * self.picks)
+
+    def step_async(self, actions: NDArray[Any]) -> None:
+        """Remember the sets that the picks stand for."""
+        super().step_async(picked(actions, self.slots))
+
+    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> Any:
+        """What each pick may be, for the one method that is asked for."""
+        assert method_name == "action_masks"
+        return list(pick_masks(self._free, self.picks))
+
+
+def picked(picks: NDArray[Any], slots: int) -> NDArray[np.int8]:
+    """The sets (B, M) that picks (B, k), each a slot or M for none, stand for."""
+    bits = np.zeros((len(picks), slots + 1), np.int8)
+    np.put_along_axis(bits, picks, 1, 1)
+    return bits[:, :-1]
+
+
+def pick_masks(free: NDArray[Any], picks: int) -> NDArray[np.bool_]:
+    """What each of k picks may be, where the slots ``free`` (B, M) are, (B, k (M + 1))."""
+    return np.tile(np.pad(free.astype(bool), ((0, 0), (0, 1)), constant_values=True), picks)
+
+
+def sb3(envs: VecEnv, num_steps: int, **options: Any) -> Any:
+    """PPO of Stable-Baselines3 with its defaults, but for a batch of 256 and ``options``."""
+    return SB3PPO("MultiInputPolicy", envs, n_steps=num_steps, **_DEFAULTS | options)
+
+
+def masked_sb3(envs: PickVecEnv, num_steps: int, **options: Any) -> Any:
+    """MaskablePPO of sb3-contrib likewise."""
+    return MaskablePPO("MultiInputPolicy", envs, n_steps=num_steps, **_DEFAULTS | options)
+
+
+_DEFAULTS: dict[str, Any] = {"batch_size": 256, "seed": 0}
+
+
 def sb3_ppo(num_envs: int, num_steps: int) -> Any:
-    """PPO of Stable-Baselines3 with its defaults, on environments of its own."""
+    """PPO of Stable-Baselines3 on environments of its own."""
     envs = DummyVecEnv([lambda: gymnasium.make(ID, obs="compact")] * num_envs)
-    return _sb3(envs, num_steps)
+    return sb3(envs, num_steps)
 
 
 def batched_sb3(num_envs: int, num_steps: int) -> Any:
     """The same on the batched environment."""
-    return _sb3(BatchedVecEnv(SkillSelectionVectorEnv(num_envs, obs="compact")), num_steps)
-
-
-def _sb3(envs: VecEnv, num_steps: int) -> Any:
-    return SB3PPO("MultiInputPolicy", envs, n_steps=num_steps, batch_size=256, seed=0)
+    return sb3(BatchedVecEnv(SkillSelectionVectorEnv(num_envs, obs="compact")), num_steps)

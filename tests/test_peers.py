@@ -7,14 +7,23 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from sb3_contrib.common.maskable.utils import get_action_masks
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from agents.config import RunConfig
+from agents.evaluation import earn
 from agents.ppo import PPO
-from benchmarks.peers import BatchedVecEnv, TorchPolicy, TorchPPO, batched_sb3
+from benchmarks.contenders import CONTENDERS, world
+from benchmarks.peers import BatchedVecEnv, PickVecEnv, TorchPolicy, TorchPPO, batched_sb3
 from benchmarks.speed import learner
 from letta_gym.envs.single import SkillSelectionEnv
 from letta_gym.envs.vector import SkillSelectionVectorEnv
+from letta_gym.envs.wrappers import PickActions
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
 
 
 def ours(token_budget: float = 3000.0) -> PPO:
@@ -64,6 +73,7 @@ def test_the_batch_is_for_stable_baselines_what_single_environments_are() -> Non
     batch = BatchedVecEnv(SkillSelectionVectorEnv(2, **keywords))
     singles = DummyVecEnv([lambda: SkillSelectionEnv(**keywords)] * 2)
     singles.seed(0)
+    batch.seed(0)
     shown, expected = batch.reset(), cast(dict[str, Any], singles.reset())
     rng = np.random.default_rng(0)
     for _ in range(12):
@@ -80,6 +90,42 @@ def test_the_batch_is_for_stable_baselines_what_single_environments_are() -> Non
                 last = theirs["terminal_observation"]["features"]
                 np.testing.assert_array_equal(mine["terminal_observation"]["features"], last)
                 assert mine["TimeLimit.truncated"] == theirs["TimeLimit.truncated"]
+
+
+def test_picks_in_a_batch_are_those_of_the_wrapper() -> None:
+    keywords: dict[str, Any] = {"obs": "compact", "horizon": 5, "token_budget": 3000.0}
+    batch = PickVecEnv(SkillSelectionVectorEnv(2, **keywords))
+    singles = DummyVecEnv([lambda: PickActions(SkillSelectionEnv(**keywords))] * 2)
+    assert batch.action_space == singles.action_space
+    for envs in (batch, singles):
+        envs.seed(3)
+        envs.reset()
+    rng, masked = np.random.default_rng(0), 0
+    for _ in range(12):
+        np.testing.assert_array_equal(get_action_masks(batch), get_action_masks(singles))
+        masked += int((~get_action_masks(batch)).sum())
+        picks = rng.integers(0, 13, (2, 3))
+        shown, reward, ended, _ = batch.step(picks)
+        wanted: Any = singles.step(picks)
+        np.testing.assert_array_equal(cast(Any, shown)["features"], wanted[0]["features"])
+        np.testing.assert_array_equal(reward, wanted[1])
+        np.testing.assert_array_equal(ended, wanted[2])
+    assert masked
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", CONTENDERS)
+def test_every_contender_learns_from_mark_to_mark(name: str) -> None:
+    config = world().environment(split="train")
+
+    def earned(seed: int) -> list[float]:
+        agents = CONTENDERS[name].learn(0.01, seed, [512, 2560])
+        return [earn(agent, config, 5, 16) for agent in agents]
+
+    first, other = earned(1), earned(2)
+
+    assert len(set(first)) == 2
+    assert first != other
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
