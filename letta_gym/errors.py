@@ -54,6 +54,10 @@ class StoreError(LettaGymError, RuntimeError):
     """The store cannot be reached, is of a later version, or does not hold what is asked for."""
 
 
+class PromotionError(StoreError):
+    """A policy cannot be moved as was asked: its status, or what the log says, is against it."""
+
+
 class BundleError(LettaGymError, ValueError):
     """A bundle of skills and evidence is damaged, or cannot be taken in as it is."""
 

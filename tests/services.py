@@ -10,12 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import uvicorn
 from fastapi import FastAPI
 from sqlalchemy import create_engine, make_url, text
 from starlette.testclient import TestClient
 
 from letta_gym.config import resolve
+from letta_gym.selection.policy_file import PolicyFile
 from letta_gym.service.app import make_app
 from letta_gym.service.config import ServeConfig
 from letta_gym.service.service import Service
@@ -71,6 +73,16 @@ def service_of(client: TestClient) -> Service:
     assert isinstance(app, FastAPI)
     service: Service = app.state.service
     return service
+
+
+def another_policy(client: TestClient, threshold: float, sharpness: float = 1.0) -> bytes:
+    """The baseline with another level of stopping, taken as seriously as ``sharpness`` says."""
+    path = Path(service_of(client).registry.all()[-1].path or "")
+    file = PolicyFile.load(path)
+    tensors = {name: tensor * np.float32(sharpness) for name, tensor in file.tensors.items()}
+    tensors["stop_level"][:] = threshold
+    header = file.header.model_copy(update={"provenance": {"made by": "a test"}})
+    return PolicyFile(header, tensors, file.probes).to_bytes()
 
 
 def bearer(key: str, **more: str) -> dict[str, str]:

@@ -23,7 +23,7 @@ from letta_gym.selection.policy_file import PolicyFile
 from letta_gym.service import embedding
 from letta_gym.service.access import ANYBODY
 from letta_gym.service.telemetry import REQUEST_ID, configure_logging
-from tests.services import TASK, config, running, service_of
+from tests.services import TASK, another_policy, config, running, service_of
 
 NOVEL = "Zap the frobnicators before lunch"
 
@@ -352,47 +352,11 @@ def test_what_was_learned_and_offered_outlives_the_process(tmp_path: Path) -> No
 # --- policies -------------------------------------------------------------------------------------
 
 
-def another_policy(client: TestClient, threshold: float) -> bytes:
-    """The baseline with another level of stopping, so that it has another digest."""
-    service = service_of(client)
-    path = Path(service.registry.all()[-1].path or "")
-    file = PolicyFile.load(path)
-    tensors = {name: tensor.copy() for name, tensor in file.tensors.items()}
-    tensors["stop_level"][:] = threshold
-    header = file.header.model_copy(update={"provenance": {"made by": "a test"}})
-    return PolicyFile(header, tensors, file.probes).to_bytes()
-
-
-def test_a_policy_is_uploaded_promoted_and_rolled_back(fresh: TestClient) -> None:
-    baseline = select(fresh)["policy_digest"]
-    uploaded = fresh.post("/policies", content=another_policy(fresh, 1e6))
-    digest = uploaded.json()["digest"]
-    assert (uploaded.status_code, uploaded.json()["status"]) == (201, "candidate")
-    assert select(fresh)["policy_digest"] == baseline
-    assert fresh.post(f"/policies/{digest}/rollback").status_code == 409
-    assert fresh.post(f"/policies/{digest}/shadow").json()["status"] == "shadow"
-
-    assert fresh.post(f"/policies/{digest}/promote").json()["status"] == "active"
-    chosen = select(fresh)
-    assert (chosen["policy_digest"], chosen["fallback"]) == (digest, False)
-    assert chosen["skills"] == [], "this one always stops"
-    assert fresh.post(f"/policies/{digest}/shadow").status_code == 409
-
-    back = fresh.post(f"/policies/{digest}/rollback").json()
-    assert (back["digest"], back["status"]) == (baseline, "active")
-    chosen = select(fresh)
-    assert (chosen["policy_digest"], chosen["fallback"]) == (baseline, True)
-    status = {one["digest"]: one["status"] for one in fresh.get("/policies").json()["items"]}
-    assert status == {baseline: "active", digest: "retired"}
-    why = [e.detail["why"] for e in service_of(fresh).store.policies.audit() if "why" in e.detail]
-    assert why == ["start", "asked for", "promoted", f"rolled back from {digest}"]
-
-
 def test_a_promoted_policy_chooses_after_a_restart(tmp_path: Path) -> None:
     settings = config(tmp_path)
     with running(settings) as first:
         digest = first.post("/policies", content=another_policy(first, 0.5)).json()["digest"]
-        first.post(f"/policies/{digest}/promote")
+        first.post(f"/policies/{digest}/promote", json={"force": True})
     with running(settings) as second:
         assert select(second)["policy_digest"] == digest
 
@@ -433,7 +397,8 @@ def test_every_answer_names_the_policy_that_chose_while_policies_change(fresh: T
     with ThreadPoolExecutor(3) as pool:
         asking = [pool.submit(ask) for _ in range(3)]
         for digest in (stops, loads) * 5:
-            assert fresh.post(f"/policies/{digest}/promote").status_code == 200
+            forced = fresh.post(f"/policies/{digest}/promote", json={"force": True})
+            assert forced.status_code == 200
         over.set()
         for one in asking:
             one.result(20)

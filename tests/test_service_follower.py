@@ -73,7 +73,7 @@ def test_a_policy_that_one_process_promotes_chooses_in_the_other(
     policy = Policy.load(DEFAULT)
     data = replace(policy, max_skills=2).to_file(provenance={"steps": 1}).to_bytes()
     digest = first.post("/policies", content=data).json()["digest"]
-    assert first.post(f"/policies/{digest}/promote").status_code == 200
+    assert first.post(f"/policies/{digest}/promote", json={"force": True}).status_code == 200
 
     def says() -> Any:
         answer = second.post("/tasks/select", json=TASK).json()

@@ -140,7 +140,8 @@ def test_of_simultaneous_starts_one_runs_and_its_policy_may_choose(
 
     digest = done["policy_digest"]
     assert client.get(f"/policies/{digest}").json()["status"] == "candidate"
-    assert client.post(f"/policies/{digest}/promote").json()["status"] == "active"
+    forced = client.post(f"/policies/{digest}/promote", json={"force": True})
+    assert forced.json()["status"] == "active"
     chosen = client.post("/tasks/select", json={"task": TASK}).json()
     assert (chosen["policy_digest"], chosen["fallback"]) == (digest, False)
 

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from letta_gym.config import Section
 from letta_gym.feedback.evidence import EvidenceConfig
+from letta_gym.feedback.promotion import GateConfig
 from letta_gym.selection.candidates import RetrievalConfig
 from letta_gym.selection.exploration import ExplorationConfig
 from letta_gym.service.carrier import LettaConfig
@@ -139,6 +140,7 @@ class ServeConfig(Section):
     limits: LimitsConfig = LimitsConfig()
     baseline: BaselineConfig = BaselineConfig()
     exploration: ExplorationConfig = ExplorationConfig()
+    gate: GateConfig = GateConfig()
     letta: LettaConfig = LettaConfig()
     log: LogConfig = LogConfig()
     training: TrainingConfig = TrainingConfig()

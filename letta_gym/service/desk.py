@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,7 +21,9 @@ from letta_gym.selection.runtime import Selection, SkillSelector
 from letta_gym.selection.shelf import Shelf
 from letta_gym.service.embedding import SkillVectors
 from letta_gym.service.journal import Journal, JournalLog
+from letta_gym.service.lineup import Lineup
 from letta_gym.service.problems import ApiError
+from letta_gym.service.shadow import Asked, Shadows
 from letta_gym.store.log import LogConfig, StoreLog
 from letta_gym.store.models import Viewer
 from letta_gym.store.offers import Offer
@@ -39,6 +42,14 @@ class Terms:
     vectors: SkillVectors
     seed: int
     exploration: ExplorationConfig
+    shadows: Shadows
+
+
+class Seat(NamedTuple):
+    """A policy at a desk: what chooses by it, and where its decisions go."""
+
+    selector: SkillSelector
+    log: JournalLog
 
 
 class Desk:
@@ -48,25 +59,27 @@ class Desk:
     Args:
         agent: for whom.
         terms: what all desks share.
-        policy: who chooses.
+        lineup: who chooses.
 
     Attributes:
         offers: the skills that the agent may choose from, by id.
     """
 
-    def __init__(self, agent: Viewer, terms: Terms, policy: Policy) -> None:
+    def __init__(self, agent: Viewer, terms: Terms, lineup: Lineup) -> None:
         self.agent, self._terms = agent, terms
         self.store_log: StoreLog = terms.store.log(agent, terms.log)
-        self._log = JournalLog(terms.journal, self.store_log)
         self._rng = np.random.default_rng([terms.seed, agent.id])
-        self.offers: Mapping[str, Offer] = terms.store.offers.seen_by(agent)
-        self.policy, self.memory = policy, OutcomeMemory(policy.dimension, policy.evidence)
-        terms.store.restore(self.memory, agent)
-        limit = terms.exploration.daily_budget
-        self._budget = terms.store.budget(agent, limit, waits=False)
+        self._budget = terms.store.budget(agent, terms.exploration.daily_budget, waits=False)
         self._budget.renew()
         self._renewal: asyncio.Task[None] | None = None
-        self._selector = self._arranged(policy, self.offers, self.memory)
+        self._waiting: dict[str, JournalLog] = {}
+        self._now = Arrangement(lineup, {}, (), None, None, None)
+        self._now = self.arranged(lineup)
+
+    @property
+    def offers(self) -> Mapping[str, Offer]:
+        """The skills that the agent may choose from, by id."""
+        return self._now.offers
 
     @property
     def tokens_offered(self) -> int:
@@ -88,20 +101,30 @@ class Desk:
             ApiError: the agent has no skill to choose from.
             ConfigError: an argument out of range.
         """
-        selector = self._selector
-        if selector is None:
+        now = self._now
+        if now.active is None:
             raise ApiError(
                 409,
                 f"the agent {self.agent.name!r} has no skill to choose from; POST one to /skills",
             )
-        k = min(3, selector.policy.max_skills) if k is None else k
+        seat = now.active
+        if now.canary is not None and self._rng.random() < now.lineup.share:
+            seat = now.canary
+        k = min(3, seat.selector.policy.max_skills) if k is None else k
         if explore and self._renewal is None and self._budget.low:
             self._renewal = asyncio.create_task(self._renew())
-        return selector.select(text, k, token_budget, explore, vector, available)
+        made = seat.selector.select(text, k, token_budget, explore, vector, available)
+        self._waiting[made.decision_id] = seat.log
+        if now.shadow is not None:
+            only = None if available is None else frozenset(available)
+            chosen = frozenset(skill.id for skill in made.skills)
+            asked = Asked(text, vector, k, token_budget, only, chosen)
+            self._terms.shadows.put(now.shadow.selector, now.shadow.log, asked)
+        return made
 
     async def kept(self, decision_id: str) -> None:
         """Return once the decision is on the database."""
-        await self._log.kept(decision_id)
+        await self._waiting.pop(decision_id).kept(decision_id)
 
     async def close(self) -> None:
         """Give back what is left of the budget of exploration."""
@@ -122,32 +145,35 @@ class Desk:
         except DecisionError as error:
             raise ApiError(404, str(error)) from error
         new = await asyncio.to_thread(self.store_log.recorded, decision_id, outcome)
-        if new and self._selector is not None:
-            self._log.recall(decision_id, waiting)
-            self._selector.record(decision_id, outcome)
+        for seat in self._now.learners() if new else ():
+            seat.log.recall(decision_id, waiting)
+            seat.selector.record(decision_id, outcome)
         return new
 
     def is_outdated(self) -> bool:
         """Whether other skills are offered now than those that are chosen from."""
         return self._terms.store.offers.seen_by(self.agent) != self.offers
 
-    def arranged(self, policy: Policy) -> Arrangement:
-        """Prepare for ``policy`` and the skills that are offered now; takes long."""
+    def arranged(self, lineup: Lineup) -> Arrangement:
+        """Prepare for ``lineup`` and the skills that are offered now; takes long."""
         offers = self._terms.store.offers.seen_by(self.agent)
-        memory = None
-        if (policy.dimension, policy.evidence) != (self.memory.dimension, self.memory.config):
-            memory = OutcomeMemory(policy.dimension, policy.evidence)
-            self._terms.store.restore(memory, self.agent)
-        if memory is None:
-            return Arrangement(policy, offers, None, self._arranged(policy, offers, self.memory))
-        return Arrangement(policy, offers, memory, self._arranged(policy, offers, memory))
+        memories = list(self._now.memories)
+        seats: list[Seat | None] = []
+        for mode, policy in (
+            ("active", lineup.active),
+            ("canary", lineup.canary),
+            ("shadow", lineup.shadow),
+        ):
+            if policy is None or not offers:
+                seats.append(None)
+            else:
+                seats.append(self._seat(policy, mode, offers, memories))
+        used = [one for one in memories if any(s and s.selector.memory is one for s in seats)]
+        return Arrangement(lineup, offers, tuple(used or memories), *seats)
 
     def take(self, arrangement: Arrangement) -> None:
         """From the next choice on, choose as was prepared; on the event loop."""
-        self.policy, self.offers = arrangement.policy, arrangement.offers
-        if arrangement.memory is not None:
-            self.memory = arrangement.memory
-        self._selector = arrangement.selector
+        self._now = arrangement
 
     async def _renew(self) -> None:
         try:
@@ -157,24 +183,43 @@ class Desk:
         finally:
             self._renewal = None
 
-    def _arranged(
-        self, policy: Policy, offers: Mapping[str, Offer], memory: OutcomeMemory
-    ) -> SkillSelector | None:
-        if not offers:
-            return None
+    def _seat(
+        self,
+        policy: Policy,
+        mode: str,
+        offers: Mapping[str, Offer],
+        memories: list[OutcomeMemory],
+    ) -> Seat:
+        """A seat for ``policy``; a memory that it needs and nobody has is added to ``memories``."""
+        terms = self._terms
+        wanted = policy.dimension, policy.evidence
+        memory = next((m for m in memories if (m.dimension, m.config) == wanted), None)
+        if memory is None:
+            memory = OutcomeMemory(policy.dimension, policy.evidence)
+            terms.store.restore(memory, self.agent)
+            memories.append(memory)
         library = SkillLibrary(offer.skill for offer in offers.values())
-        shelf = Shelf(library, policy, self._terms.vectors.of(tuple(library)))
-        explorer = Explorer(self._terms.exploration, self._budget)
-        selector = SkillSelector(policy, shelf, memory, self._rng, self._log, explorer)
+        shelf = Shelf(library, policy, terms.vectors.of(tuple(library)))
+        kept = JournalLog(terms.journal, terms.store.log(self.agent, terms.log, mode=mode))
+        explorer = Explorer(terms.exploration, self._budget)
+        selector = SkillSelector(policy, shelf, memory, self._rng, kept, explorer)
         selector.max_pending = 0  # what waits for its outcome is asked of the store: see record()
-        return selector
+        return Seat(selector, kept)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Arrangement:
-    """What a desk changes to: the memory is None where the one at hand goes on."""
+    """What a desk chooses by: the skills on offer, what was learned, and who sits where."""
 
-    policy: Policy
+    lineup: Lineup
     offers: Mapping[str, Offer]
-    memory: OutcomeMemory | None
-    selector: SkillSelector | None
+    memories: tuple[OutcomeMemory, ...]
+    active: Seat | None
+    canary: Seat | None
+    shadow: Seat | None
+
+    def learners(self) -> Sequence[Seat]:
+        """One seat for each memory, so that each learns once."""
+        seats = [seat for seat in (self.active, self.canary, self.shadow) if seat is not None]
+        of = {id(seat.selector.memory): seat for seat in reversed(seats)}
+        return [*of.values()]

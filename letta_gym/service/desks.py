@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from letta_gym.library.skills import Skill
 from letta_gym.selection.policy import Policy
 from letta_gym.service.desk import Desk, Terms
+from letta_gym.service.lineup import Lineup
 from letta_gym.store.models import Viewer
 
 
@@ -16,13 +17,18 @@ class Desks:
 
     Args:
         terms: what all desks share.
-        policy: who chooses at first.
+        lineup: who chooses at first.
     """
 
-    def __init__(self, terms: Terms, policy: Policy) -> None:
-        self._terms, self.policy = terms, policy
+    def __init__(self, terms: Terms, lineup: Lineup) -> None:
+        self._terms, self.lineup = terms, lineup
         self._desks: dict[int, Desk] = {}
         self._changing = asyncio.Lock()
+
+    @property
+    def policy(self) -> Policy:
+        """The active policy."""
+        return self.lineup.active
 
     def known(self, agent: Viewer) -> Desk | None:
         """The desk of an agent that called before."""
@@ -35,7 +41,7 @@ class Desks:
             return desk
         async with self._changing:
             if agent.id not in self._desks:
-                made = await asyncio.to_thread(Desk, agent, self._terms, self.policy)
+                made = await asyncio.to_thread(Desk, agent, self._terms, self.lineup)
                 self._desks[agent.id] = made
             return self._desks[agent.id]
 
@@ -52,7 +58,7 @@ class Desks:
             await asyncio.to_thread(self._terms.vectors.of, skills)
             put = self._terms.store.offers.put
             await asyncio.to_thread(put, owner, skills, actor=actor, scope=scope)
-            await self._rearrange(self.policy)
+            await self._rearrange(self.lineup)
 
     async def withdraw(self, owner: Viewer, skill: str, *, actor: str) -> None:
         """Take a skill back; the next choice knows.
@@ -63,19 +69,19 @@ class Desks:
         async with self._changing:
             take = self._terms.store.offers.withdraw
             await asyncio.to_thread(take, owner, skill, actor=actor)
-            await self._rearrange(self.policy)
+            await self._rearrange(self.lineup)
 
     async def look_again(self) -> None:
         """Take in what others offered and withdrew; the next choice knows."""
         async with self._changing:
             desks = list(self._desks.values())
             if any([await asyncio.to_thread(desk.is_outdated) for desk in desks]):
-                await self._rearrange(self.policy)
+                await self._rearrange(self.lineup)
 
-    async def change_policy(self, policy: Policy) -> None:
-        """Let ``policy`` choose from now on, for everybody at once."""
+    async def change_lineup(self, lineup: Lineup) -> None:
+        """Let the policies of ``lineup`` choose from now on, for everybody at once."""
         async with self._changing:
-            await self._rearrange(policy)
+            await self._rearrange(lineup)
 
     async def forget(self) -> None:
         """Let every desk be made anew when its agent calls next: somebody changed teams."""
@@ -88,10 +94,10 @@ class Desks:
         for desk in self._desks.values():
             await desk.close()
 
-    async def _rearrange(self, policy: Policy) -> None:
+    async def _rearrange(self, lineup: Lineup) -> None:
         desks = list(self._desks.values())
-        prepared = [await asyncio.to_thread(desk.arranged, policy) for desk in desks]
+        prepared = [await asyncio.to_thread(desk.arranged, lineup) for desk in desks]
         # Without a pause between them, so that no request sees some of the desks changed.
-        self.policy = policy
+        self.lineup = lineup
         for desk, arrangement in zip(desks, prepared, strict=True):
             desk.take(arrangement)

@@ -21,6 +21,7 @@ from letta_gym.errors import (
     LettaGymError,
     MissingExtraError,
     PolicyFileError,
+    PromotionError,
     SkillError,
     StoreError,
 )
@@ -63,6 +64,7 @@ class Problem(BaseModel):
     instance: str
     request_id: str
     errors: list[InvalidField] = []
+    figures: dict[str, Any] | None = Field(None, description="what speaks against it, in numbers")
 
 
 class ApiError(Exception):
@@ -72,11 +74,19 @@ class ApiError(Exception):
         status: of HTTP.
         detail: what came, what was expected, what to do.
         retry_after: seconds after which trying again is sensible.
+        figures: what speaks against it, in numbers.
     """
 
-    def __init__(self, status: int, detail: str, retry_after: float | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        retry_after: float | None = None,
+        figures: dict[str, Any] | None = None,
+    ) -> None:
         super().__init__(detail)
         self.status, self.detail, self.retry_after = status, detail, retry_after
+        self.figures = figures
 
 
 _TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}
@@ -84,6 +94,7 @@ _TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}
 
 _STATUS: tuple[tuple[type[LettaGymError], int], ...] = (
     (MissingExtraError, 503),
+    (PromotionError, 409),
     (StoreError, 503),
     (BackendError, 502),
     (DecisionError, 409),
@@ -112,6 +123,7 @@ def response(
     request_id: str,
     retry_after: float | None = None,
     errors: list[InvalidField] | None = None,
+    figures: dict[str, Any] | None = None,
 ) -> JSONResponse:
     """A problem as a response."""
     title = title_of(status)
@@ -123,11 +135,13 @@ def response(
         instance=instance,
         request_id=request_id,
         errors=errors or [],
+        figures=figures,
     )
     headers = {} if retry_after is None else {"Retry-After": str(max(1, round(retry_after)))}
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse(problem.model_dump(), status, headers, media_type=MEDIA_TYPE)
+    content = problem.model_dump(exclude_none=True)
+    return JSONResponse(content, status, headers, media_type=MEDIA_TYPE)
 
 
 def install(app: FastAPI) -> None:
@@ -151,7 +165,8 @@ def _answer(request: Request, status: int, detail: str, **more: Any) -> JSONResp
 
 async def _api_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ApiError)
-    return _answer(request, error.status, error.detail, retry_after=error.retry_after)
+    after, figures = error.retry_after, error.figures
+    return _answer(request, error.status, error.detail, retry_after=after, figures=figures)
 
 
 async def _library_error(request: Request, error: Exception) -> JSONResponse:

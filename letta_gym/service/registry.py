@@ -98,26 +98,6 @@ class Registry:
         """Every policy, the newest first."""
         return self._policies.all()
 
-    def switch(self, digest: str, status: str, *, actor: str, why: str) -> PolicyRow:
-        """Give a policy a status; see :meth:`Policies.switch`."""
-        self.get(digest)
-        return self._policies.switch(digest, status, actor=actor, detail={"why": why})
-
-    def before(self, digest: str) -> str:
-        """The policy that was active before the active policy ``digest``.
-
-        Raises:
-            ApiError: 409, ``digest`` is not active, or nothing was before it.
-        """
-        if self.get(digest).status != "active":
-            raise ApiError(409, f"the policy {digest!r} is not active, so there is nothing to undo")
-        for entry in reversed(self._policies.audit()):
-            if entry.action == "switch" and entry.subject == digest:
-                earlier = entry.detail.get("retired")
-                if entry.detail.get("to") == "active" and isinstance(earlier, str):
-                    return earlier
-        raise ApiError(409, f"no policy was active before {digest!r}")
-
     @staticmethod
     def is_fallback(row: PolicyRow) -> bool:
         """Whether a policy is the untrained baseline."""

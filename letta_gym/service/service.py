@@ -15,7 +15,6 @@ from letta_gym.errors import LettaGymError, StoreError
 from letta_gym.library.skills import SkillLibrary
 from letta_gym.library.suite import BUNDLED, VECTORS_FILE
 from letta_gym.library.vectors import SuiteVectors
-from letta_gym.selection.policy import Policy
 from letta_gym.service.access import AGENT_HEADER, ANYBODY, Access, Caller
 from letta_gym.service.carrier import Carrier, Queue, carrier_of
 from letta_gym.service.config import ServeConfig
@@ -24,8 +23,10 @@ from letta_gym.service.desks import Desks
 from letta_gym.service.embedding import LazyEmbedder, SkillVectors, TaskVectors
 from letta_gym.service.follower import Follower
 from letta_gym.service.journal import Entry, Journal
+from letta_gym.service.lineup import Board, Lineup
 from letta_gym.service.problems import ApiError
 from letta_gym.service.registry import Registry
+from letta_gym.service.shadow import Shadows
 from letta_gym.service.telemetry import Telemetry
 from letta_gym.service.training import Training
 from letta_gym.store.log import write_decisions
@@ -67,8 +68,9 @@ class Service:
         self.carrier: Carrier
         self.desks: Desks
         self.journal: Journal
+        self.board = Board(self.store, self.registry, config.gate)
+        self.shadows = Shadows()
         self.switching = asyncio.Lock()
-        self.fallback = False
         self.waits_for: str | None = "the service has not started yet"
 
     @property
@@ -81,7 +83,7 @@ class Service:
         self.journal = Journal(self._write, self._writer, self.telemetry.batch.observe)
         follower = Follower(self, self.config.service.follow)
         await follower.begin()
-        policy = await asyncio.to_thread(self._prepared)
+        lineup = await asyncio.to_thread(self._prepared)
         self.carrier = await asyncio.to_thread(carrier_of, self.config.letta, self.config.seed)
         terms = Terms(
             self.store,
@@ -90,8 +92,9 @@ class Service:
             self._skills,
             self.config.seed,
             self.config.exploration,
+            self.shadows,
         )
-        self.desks = Desks(terms, policy)
+        self.desks = Desks(terms, lineup)
         await self.access.refresh()
         await self.desk(await self.agent(ANYBODY, None))
         self._background = [
@@ -101,7 +104,8 @@ class Service:
             asyncio.create_task(self.training.watch()),
         ]
         self.waits_for = None
-        log.info("ready; policy %s%s", policy.digest, " (fallback)" if self.fallback else "")
+        active = lineup.active.digest
+        log.info("ready; policy %s%s", active, " (fallback)" if self.fallback else "")
 
     async def close(self) -> None:
         """Finish what was begun, and close the store."""
@@ -110,6 +114,7 @@ class Service:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
         self.training.close()
+        await self.shadows.close()
         await self.journal.close()
         await self.desks.close()
         await asyncio.to_thread(self.carrier.close)
@@ -178,34 +183,40 @@ class Service:
 
     # --- policies ---------------------------------------------------------------------------------
 
-    async def use(self, policy: Policy, fallback: bool) -> None:
-        """Let ``policy`` choose from now on."""
-        await self.desks.change_policy(policy)
-        self.fallback = fallback
-        log.info("policy %s chooses now", policy.digest)
+    @property
+    def fallback(self) -> bool:
+        """Whether the active policy is the untrained baseline."""
+        return self.is_fallback(self.desks.policy.digest)
+
+    def is_fallback(self, digest: str) -> bool:
+        """Whether a policy that chooses is the untrained baseline."""
+        return digest in self.desks.lineup.fallback
 
     async def use_active(self) -> None:
-        """Let the policy choose that the store names active, where another does.
+        """Let those policies choose that the store names, where others do; see :class:`Board`.
 
         Raises:
-            PolicyFileError: its file is not in this service's folder, or damaged.
+            PolicyFileError: the file of the active policy is not here, or damaged.
         """
         async with self.switching:
-            active = await asyncio.to_thread(self.store.policies.with_status, "active")
-            if active and active[0].digest != self.desks.policy.digest:
-                policy = await asyncio.to_thread(self.registry.load, active[0].digest)
-                await self.use(policy, self.registry.is_fallback(active[0]))
+            await self.take_seats()
+
+    async def take_seats(self) -> None:
+        """The same, for who holds :attr:`switching`."""
+        lineup = await asyncio.to_thread(self.board.lineup)
+        if lineup.digests != self.desks.lineup.digests:
+            await self.desks.change_lineup(lineup)
+            log.info("policies choose now: active %s, canary %s (%g), shadow %s", *lineup.digests)
 
     # --- parts of start ---------------------------------------------------------------------------
 
-    def _prepared(self) -> Policy:
+    def _prepared(self) -> Lineup:
         self.store.agents.ensure(self.config.service.agent)
         owner = self.store.agents.ensure(LIBRARY, scope=SHARED)
         if not self.store.offers.seen_by(owner):
             seed(self.store, tuple(SkillLibrary.from_folder(BUNDLED)), actor=_ACTOR)
-        policy = self.registry.start(self.config.service.policy, _ACTOR)
-        self.fallback = self.registry.is_fallback(self.registry.get(policy.digest))
-        return policy
+        self.registry.start(self.config.service.policy, _ACTOR)
+        return self.board.lineup()
 
     def _write(self, entries: Sequence[Entry]) -> None:
         write_decisions(self.store.database, entries)

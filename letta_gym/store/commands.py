@@ -143,8 +143,8 @@ def promote(options: argparse.Namespace) -> int:
             print(f"{digest[:12]} takes {options.share:.0%} of the decisions", end="")
             print("" if ruling is None else f"; {ruling.reason}")
             return OK
-        ruling = promotion.promote(digest)
-    if ruling is None or ruling.promoted:
+        ruling = promotion.promote(digest, force=options.force)
+    if ruling is None or ruling.promoted or options.force:
         print(f"{digest[:12]} is active", "" if ruling is None else f"({ruling.reason})")
         return OK
     print(f"{digest[:12]}: {ruling.reason}")
@@ -225,6 +225,7 @@ def add_policy(of_policy: Any) -> None:
     one.add_argument(
         "--share", type=float, metavar="S", help="only for this share of the decisions, a canary"
     )
+    one.add_argument("--force", action="store_true", help="whatever the log says; it is audited")
     _command(of_policy, "rollback", rollback, "make the policy active that was so before")
     one = _command(of_policy, "compare", compare, "judge a policy by the log of the active one")
     _add_policy(one)

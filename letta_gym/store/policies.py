@@ -66,8 +66,9 @@ class Policies:
         share: float = 0.0,
         detail: Mapping[str, Any] | None = None,
     ) -> PolicyRow:
-        """Give a policy a status; there is one active policy and one canary, so that of the same
-        status before it is retired. Both changes and their audit are one transaction.
+        """Give a policy a status. There is one active policy, one canary and one in the shadow: the
+        one before it is retired, or a candidate again if it was in the shadow. Both changes and
+        their audit are one transaction.
 
         Args:
             digest: the policy.
@@ -91,7 +92,7 @@ class Policies:
             if policy is None:
                 raise StoreError(f"the store knows no policy {digest!r}; add it first")
             said = {"from": policy.status, "to": status, "share": share, **(detail or {})}
-            if status in ("active", "canary"):
+            if status in ("active", "canary", "shadow"):
                 said["retired"] = self._retire(session, status, but=digest)
             policy.status, policy.share = status, share
             audit(session, self._clock(), actor, "switch", digest, said)
@@ -137,12 +138,12 @@ class Policies:
 
     def _retire(self, session: Session, status: str, but: str) -> str | None:
         others = select(PolicyRow).where(PolicyRow.status == status, PolicyRow.digest != but)
-        other = session.scalar(others.with_for_update())
-        if other is None:
-            return None
-        other.status, other.share = "retired", 0.0
+        found = None
+        for other in session.scalars(others.with_for_update()).all():
+            other.status, other.share = "candidate" if status == "shadow" else "retired", 0.0
+            found = other.digest
         session.flush()  # before the other row takes the status: each is there once at any time
-        return other.digest
+        return found
 
 
 class Runs:

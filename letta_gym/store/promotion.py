@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from letta_gym.errors import StoreError
+from letta_gym.errors import PolicyFileError, PromotionError, StoreError
 from letta_gym.feedback.offpolicy import LoggedRewards
 from letta_gym.feedback.promotion import GateConfig, Ruling, rule
 from letta_gym.selection.judging import Seen, check_comparable, log_probs
@@ -44,7 +44,8 @@ class Promotion:
         """Let a policy choose beside the active one; its choices are logged and not carried out.
 
         Raises:
-            StoreError: there is no such policy, or it is the active one.
+            PromotionError: it is the active one.
+            StoreError: there is no such policy.
         """
         self._refuse_active(digest)
         return self.store.policies.switch(digest, "shadow", actor=self.actor)
@@ -52,52 +53,86 @@ class Promotion:
     def canary(self, digest: str, share: float) -> Ruling | None:
         """Let a policy choose for a share of the decisions, unless the log shows that it is worse.
 
-        Returns what the log says; None without an active policy, when there is no log to ask.
+        Returns what the log says; None where it says nothing: there is no active policy, nothing
+        was explored, or the two cannot be compared.
 
         Raises:
-            StoreError: no such policy, it is the active one, or it is worse.
+            PromotionError: it is the active one, or worse.
+            StoreError: no such policy.
         """
         self._refuse_active(digest)
-        ruling = self.compare(digest) if self._active() else None
+        ruling = self._ruling(digest, needed=False)
         if ruling is not None and ruling.worse:
-            raise StoreError(f"no canary: the log shows that the policy is worse, {ruling.reason}")
+            raise PromotionError(
+                f"no canary: the log shows that the policy is worse, {ruling.reason}"
+            )
         self.store.policies.switch(
             digest, "canary", actor=self.actor, share=share, detail=_figures(ruling)
         )
         return ruling
 
-    def promote(self, digest: str) -> Ruling | None:
+    def promote(self, digest: str, *, force: bool = False) -> Ruling | None:
         """Make a policy the active one, if the log of the active one speaks for it.
 
         Returns the ruling; None for the first policy of a store. A refusal changes nothing but the
         audit.
 
+        Args:
+            digest: the policy.
+            force: promote it whatever the log says; the audit keeps that, with the ruling where
+                there is one.
+
         Raises:
-            StoreError: no such policy, it is the active one, or nothing was explored.
+            PromotionError: it is the active one, or nothing was explored.
+            StoreError: no such policy.
         """
         self._refuse_active(digest)
-        ruling = self.compare(digest) if self._active() else None
-        if ruling is not None and not ruling.promoted:
-            self.store.policies.note(digest, "refuse", actor=self.actor, detail=_figures(ruling))
+        ruling = self._ruling(digest, needed=not force) if self._active() else None
+        detail = _figures(ruling) | ({"forced": True} if force else {})
+        if ruling is not None and not ruling.promoted and not force:
+            self.store.policies.note(digest, "refuse", actor=self.actor, detail=detail)
             return ruling
-        self.store.policies.switch(digest, "active", actor=self.actor, detail=_figures(ruling))
+        self.store.policies.switch(digest, "active", actor=self.actor, detail=detail)
         return ruling
+
+    def stop(self, digest: str) -> PolicyRow:
+        """Let a canary, or a policy in the shadow, choose no more: it is a candidate again.
+
+        Raises:
+            PromotionError: it is neither.
+            StoreError: no such policy.
+        """
+        row = self._find(digest)
+        if row.status not in ("canary", "shadow"):
+            raise PromotionError(f"the policy {row.digest[:12]} is {row.status}: nothing to stop")
+        detail = {"reason": "stopped"}
+        return self.store.policies.switch(row.digest, "candidate", actor=self.actor, detail=detail)
 
     def rollback(self) -> PolicyRow:
         """Make the policy active again that was so before; returns it.
 
         Raises:
-            StoreError: there was none.
+            PromotionError: there was none.
+        """
+        detail = {"reason": "rollback"}
+        return self.store.policies.switch(self.before(), "active", actor=self.actor, detail=detail)
+
+    def before(self) -> str:
+        """Digest of the policy that was active before the active one.
+
+        Raises:
+            PromotionError: there was none.
         """
         active = self._active()
         for row in reversed(self.store.policies.audit()):
             before = row.detail.get("retired")
             if active and row.subject == active.digest and row.detail.get("to") == "active":
-                if before is None:
-                    break
-                detail = {"reason": "rollback"}
-                return self.store.policies.switch(before, "active", actor=self.actor, detail=detail)
-        raise StoreError("no policy was active before this one, so there is nothing to go back to")
+                if isinstance(before, str):
+                    return before
+                break
+        raise PromotionError(
+            "no policy was active before this one, so there is nothing to go back to"
+        )
 
     def compare(self, digest: str) -> Ruling:
         """What the log of the active policy says of another one.
@@ -106,17 +141,18 @@ class Promotion:
         outcome's, or its success where nothing was priced.
 
         Raises:
-            StoreError: no such policy, none is active, or nothing was explored.
+            PromotionError: no policy is active, or nothing was explored.
+            StoreError: no such policy.
             PolicyFileError: a file is gone or damaged, or the two cannot be compared.
         """
         active = self._active()
         if active is None:
-            raise StoreError("no policy is active, so there is nothing to compare with")
+            raise PromotionError("no policy is active, so there is nothing to compare with")
         candidate, incumbent = self._load(self._find(digest)), self._load(active)
         check_comparable(candidate, incumbent)
         logged = list(self._explored(active.digest))
         if len(logged) < 2:
-            raise StoreError(
+            raise PromotionError(
                 f"the log holds {len(logged)} explored decisions of the active policy with an "
                 "outcome; let it explore first"
             )
@@ -126,6 +162,15 @@ class Promotion:
             target_log_prob=np.minimum(log_probs(candidate, [_seen(one) for one in logged]), 0.0),
         )
         return rule(log, self.config)
+
+    def _ruling(self, digest: str, *, needed: bool) -> Ruling | None:
+        """What the log says; None, or an error where it is needed, if it says nothing."""
+        try:
+            return self.compare(digest)
+        except (PromotionError, PolicyFileError):
+            if needed:
+                raise
+            return None
 
     def _explored(self, digest: str) -> Iterator[Logged]:
         for one in self.store.history().decisions(policy=digest, settled=True):
@@ -142,7 +187,7 @@ class Promotion:
 
     def _refuse_active(self, digest: str) -> None:
         if self._find(digest).status == "active":
-            raise StoreError(f"the policy {digest[:12]} is the active one already")
+            raise PromotionError(f"the policy {digest[:12]} is the active one already")
 
     def _load(self, row: PolicyRow) -> Policy:
         if row.path is None:

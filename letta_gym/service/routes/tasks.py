@@ -164,12 +164,12 @@ async def chosen_for(
     desk = await of.desk(viewer)
     check_length(of, body.task)
     vector = await vector_of(of, body.task, body.embedding)
-    # From here to the choice nothing is awaited, so both are of one policy.
-    fallback = of.fallback
     selection = desk.select(
         body.task, vector, body.k, body.token_budget, body.explore, body.available
     )
     of.telemetry.chosen_by(selection.policy_digest)
+    # Nothing was awaited since the choice, so the lineup is still the one that chose.
+    fallback = of.is_fallback(selection.policy_digest)
     await desk.kept(selection.decision_id)
     return desk, selection, vector, fallback
 

@@ -1,0 +1,120 @@
+"""Choices in the shadow: made beside those that are carried out, in what time they leave.
+
+A choice that was answered is put into a queue, and the policy in the shadow makes it once more. It
+takes at most a tenth of the time of the event loop: after each of its choices it rests nine times
+as long. What does not fit into the queue meanwhile is left out, so that under load the shadow
+chooses for a sample, and nobody waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from letta_gym.errors import LettaGymError
+from letta_gym.library.vectors import Float
+from letta_gym.selection.runtime import Selection, SkillSelector
+
+log = logging.getLogger(__name__)
+
+_TIME = 0.1  # most of the event loop's time
+_WAITING = 64  # choices in the queue
+_LONGEST_REST = 1.0  # seconds; one slow choice says little of the next
+
+
+class Kept(Protocol):
+    """Waits until a decision is on the database; see :class:`JournalLog`."""
+
+    async def kept(self, decision_id: str) -> None:
+        """Return once it is."""
+        ...
+
+
+class Asked(NamedTuple):
+    """A choice that was carried out, with everything that it takes to make it again."""
+
+    task: str
+    vector: Float
+    k: int
+    token_budget: float | None
+    available: frozenset[str] | None
+    chosen: frozenset[str]
+
+
+@dataclass(slots=True)
+class Agreement:
+    """How often a policy in the shadow chose, and the same skills; ``left_out`` were not tried."""
+
+    choices: int = 0
+    same: int = 0
+    left_out: int = 0
+
+
+class Shadows:
+    """Makes choices in the shadow, one after the other; used on one event loop.
+
+    Args:
+        clock: gives the time in seconds, to measure how long a choice takes.
+
+    Attributes:
+        found: by the digest of the policy, since the start of the process.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._queue: deque[tuple[SkillSelector, Kept, Asked]] = deque()
+        self._worker: asyncio.Task[None] | None = None
+        self.found: dict[str, Agreement] = {}
+
+    def put(self, selector: SkillSelector, log: Kept, asked: Asked) -> None:
+        """Let ``selector``, which writes to ``log``, choose when there is time."""
+        if len(self._queue) >= _WAITING:
+            self._of(selector).left_out += 1
+            return
+        self._queue.append((selector, log, asked))
+        if self._worker is None:
+            self._worker = asyncio.create_task(self._work())
+
+    async def close(self) -> None:
+        """Leave out what waits, and let the choice at hand end."""
+        self._queue.clear()
+        if self._worker is not None:
+            self._worker.cancel()
+            await asyncio.gather(self._worker, return_exceptions=True)
+
+    async def _work(self) -> None:
+        try:
+            while self._queue:
+                selector, kept, asked = self._queue.popleft()
+                await asyncio.sleep(0)  # whoever is ready goes first
+                await self._choose(selector, kept, asked)
+        finally:
+            self._worker = None
+
+    async def _choose(self, selector: SkillSelector, kept: Kept, asked: Asked) -> None:
+        start = self._clock()
+        try:
+            chosen = _chosen(selector, asked)
+            rest = (self._clock() - start) * (1 / _TIME - 1)
+            await kept.kept(chosen.decision_id)
+        except LettaGymError as error:
+            log.warning("no choice in the shadow: %s", error)
+            self._of(selector).left_out += 1
+            return
+        found = self._of(selector)
+        found.choices += 1
+        found.same += {skill.id for skill in chosen.skills} == asked.chosen
+        await asyncio.sleep(min(rest, _LONGEST_REST))
+
+    def _of(self, selector: SkillSelector) -> Agreement:
+        return self.found.setdefault(selector.policy.digest, Agreement())
+
+
+def _chosen(selector: SkillSelector, asked: Asked) -> Selection:
+    k = min(asked.k, selector.policy.max_skills)
+    return selector.select(asked.task, k, asked.token_budget, False, asked.vector, asked.available)
