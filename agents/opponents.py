@@ -32,11 +32,22 @@ def lexical(f: NDArray[Any]) -> NDArray[Any]:
 
 
 class Sampled(Learned):
-    """A trained network that explores by its own distribution."""
+    """A trained network that explores by its own distribution, with optimism.
 
-    def __init__(self, weights: Weights, rng: np.random.Generator) -> None:
+    While it explores, a skill with n outcomes so far is taken to gain optimism / sqrt(1 + n) more
+    than the network says, as far as the weight of the closed form makes logits of gains. The draw
+    is from the distribution of these logits, so its probability is known exactly.
+
+    Args:
+        weights: of the network.
+        rng: draws.
+        optimism: in units of expected gain; above 0 it counts outcomes in a memory of a driver of
+            replay.
+    """
+
+    def __init__(self, weights: Weights, rng: np.random.Generator, optimism: float = 0.0) -> None:
         super().__init__(weights)
-        self.exploring, self._rng = False, rng
+        self.exploring, self.optimism, self._rng = False, optimism, rng
 
     def act(self, obs: Observation, driver: Scene) -> Choice:
         """The most likely picks, or while exploring a draw of them."""
@@ -47,7 +58,17 @@ class Sampled(Learned):
         logits, _, _ = network.forward(self.weights, obs["features"], obs["context"], mask)
         if bilinear.rank(self.weights):
             bilinear.add(self.weights, logits, (obs["task"], obs["skills"]))
+        if self.optimism:
+            logits[:, :-1] += self._bonus(driver)
         return Choice(subset.sample(logits, driver.config.max_skills, self._rng), choice.ranking)
+
+    def _bonus(self, driver: Scene) -> NDArray[np.float32]:
+        """Logits that each slot gains by optimism, shape (B, M)."""
+        assert isinstance(driver, ReplayDriver)
+        tried = driver.sessions.memory.tried(driver.pool.keys[1:])
+        per_gain = 8 * float(self.weights["score_linear"][FEATURE["closed_form"]])
+        bonus = self.optimism * per_gain / np.sqrt(1 + tried)
+        return bonus.astype(np.float32)[driver.slot_skills()]
 
 
 class Ridge:

@@ -51,6 +51,8 @@ class TrialConfig(Section):
 
     ``levels``: tasks of each new skill after which it is looked at again.
     ``batch``: simultaneous decisions while those tasks are asked.
+    ``optimism``: how much more than it expects the policy hopes to gain from a skill without
+    outcomes, while the tasks of new skills are asked.
     ``linucb_alpha``, ``neighbours``: of the baselines of these names.
     """
 
@@ -59,6 +61,7 @@ class TrialConfig(Section):
     first_split: int = Field(default=0, ge=0)
     levels: tuple[int, ...] = (5, 20, 50)
     batch: int = Field(default=40, ge=1)
+    optimism: float = Field(default=0.0, ge=0)
     linucb_alpha: float = Field(default=0.3, ge=0)
     neighbours: int = Field(default=20, ge=1)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from agents.best_weights import best_of
+from agents.best_weights import BOLDNESS, best_of, bolder
 from agents.ppo import PPO, Metrics, OnStep
 from agents.replay_config import ReplayRunConfig
 from agents.skill_policy import SkillPolicy
@@ -134,15 +134,19 @@ class StreamTrainer:
     def chosen(self) -> tuple[Weights, bool]:
         """What earns most on the validation tasks, and whether that is the trained weights.
 
-        The others are the untrained ones. The trained are averaged if the average is kept, and both
-        have the level of STOP that is best for them.
+        The others are the untrained ones. The trained are averaged if the average is kept. Where
+        skills are to come, both are tried with each :data:`agents.best_weights.BOLDNESS`. All have
+        the level of STOP that is best for them.
         """
         driver = self.copied()
         trained = self.ppo.parameters.as_dict()
-        both = [with_stop_level(weights, driver) for weights in (self.untrained, trained)]
-        rng = np.random.default_rng([self.config.seed, self.split_seed, 3])
-        best = best_of(both, driver, rng)
-        return both[best], best == 1
+        c = self.config
+        gains = BOLDNESS if c.env.new_skills and "certainty" not in c.policy.without else (0.0,)
+        tried = [bolder(weights, g) for weights in (self.untrained, trained) for g in gains]
+        levelled = [with_stop_level(weights, driver) for weights in tried]
+        rng = np.random.default_rng([c.seed, self.split_seed, 3])
+        best = best_of(levelled, driver, rng)
+        return levelled[best], best >= len(gains)
 
     def weights(self) -> Weights:
         """See :meth:`chosen`."""

@@ -69,7 +69,8 @@ def tried(trainer: StreamTrainer) -> Metrics:
     config = trainer.config
     rng = np.random.default_rng([config.seed, trainer.split_seed, 2])
     weights, improved = trainer.chosen()
-    found = trial(opponents.Sampled(weights, rng), trainer.copied(), config)
+    agent = opponents.Sampled(weights, rng, config.evaluate.optimism)
+    found = trial(agent, trainer.copied(), config)
     return found | {"trained": float(improved)}
 
 

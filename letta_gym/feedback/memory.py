@@ -314,6 +314,11 @@ class OutcomeMemory:
         shares = self._shares.reshape(4, -1, PAGE)[:, plan.pages].reshape(4, -1)
         return near, shares, self._serial.reshape(-1, PAGE)[plan.pages].reshape(-1)
 
+    def tried(self, keys: Sequence[str]) -> Int:
+        """How many outcomes of each key there ever were, kept or not, shape (n,)."""
+        columns = (self._columns.get(key) for key in keys)
+        return np.array([0 if at is None else self._seen[at] for at in columns], np.int64)
+
     # -- copy --------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
