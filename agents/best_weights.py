@@ -19,7 +19,7 @@ from letta_gym.envs.replay import ReplayDriver
 from letta_gym.selection.network import Weights
 from letta_gym.selection.observation import FEATURE
 
-BOLDNESS = (0.0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06)
+BOLDNESS = (0.0, 0.015, 0.03, 0.045, 0.06)
 """Expected gains by which weights are tried bolder."""
 
 

@@ -100,7 +100,7 @@ def play(agent: Agent[Driver], config: EnvConfig, seed: int, sessions: int) -> M
     ``hit_at_1``, ``recall_at_5``: of the ranking, over tasks made for a skill; any look-alike
     counts as the skill. ``regret``: expected reward of the oracle's choice less that of the
     agent's. ``/new``: tasks made for a skill that no training task is made for; ``/seen``: the
-    other tasks made for skills.
+    other tasks made for skills; ``/pairs``: tasks that need two.
     """
     driver = begin(agent, config, seed, sessions)
     oracle, alive = Oracle(), np.ones(sessions, bool)
@@ -143,6 +143,7 @@ def _about(driver: Driver, ranking: NDArray[np.int64]) -> dict[str, NDArray[Any]
     return {
         "needed": needed > 0,
         "new": (relevant & ~trained).any(1),
+        "pairs": needed > 1,
         "hit": fits[:, 0],
         "recall": found.sum(1) / np.maximum(needed, 1),
     }
@@ -164,7 +165,8 @@ def _metrics(rows: Mapping[str, NDArray[Any]], tasks: int) -> Metrics:
         "regret": _mean(rows["regret"]),
     }
     columns = {"utility": "reward", "success": "success", "hit_at_1": "hit"}
-    for group, members in (("seen", needed & ~new), ("new", new)):
+    groups = {"seen": needed & ~new, "new": new, "pairs": rows["pairs"]}
+    for group, members in groups.items():
         for name, column in columns.items():
             result[f"{name}/{group}"] = _mean(rows[column][members])
     return result

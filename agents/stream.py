@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -135,18 +135,23 @@ class StreamTrainer:
         """What earns most on the validation tasks, and whether that is the trained weights.
 
         The others are the untrained ones. The trained are averaged if the average is kept. Where
-        skills are to come, both are tried with each :data:`agents.best_weights.BOLDNESS`. All have
-        the level of STOP that is best for them.
+        skills are to come, the better ones are tried with each
+        :data:`agents.best_weights.BOLDNESS`. All have the level of STOP that is best for them.
         """
         driver = self.copied()
         trained = self.ppo.parameters.as_dict()
         c = self.config
-        gains = BOLDNESS if c.env.new_skills and "certainty" not in c.policy.without else (0.0,)
-        tried = [bolder(weights, g) for weights in (self.untrained, trained) for g in gains]
-        levelled = [with_stop_level(weights, driver) for weights in tried]
-        rng = np.random.default_rng([c.seed, self.split_seed, 3])
-        best = best_of(levelled, driver, rng)
-        return levelled[best], best >= len(gains)
+
+        def best(tried: Sequence[Weights]) -> tuple[Weights, int]:
+            levelled = [with_stop_level(weights, driver) for weights in tried]
+            rng = np.random.default_rng([c.seed, self.split_seed, 3])
+            at = best_of(levelled, driver, rng)
+            return levelled[at], at
+
+        weights, at = best([self.untrained, trained])
+        if c.env.new_skills and "certainty" not in c.policy.without:
+            weights, _ = best([bolder(weights, gain) for gain in BOLDNESS])
+        return weights, at == 1
 
     def weights(self) -> Weights:
         """See :meth:`chosen`."""

@@ -22,7 +22,8 @@ from threadpoolctl import threadpool_limits
 
 from agents import baselines
 from agents.baselines import Agent, Learned, Threshold
-from agents.evaluation import Interval
+from agents.config import read
+from agents.evaluation import Interval, compare
 from agents.kinds import read_run
 from agents.replay_config import ReplayRunConfig
 from agents.stream import StreamTrainer
@@ -150,6 +151,25 @@ def subsets(suites: Path) -> Figures:
     }
 
 
+def pairs(suites: Path) -> Figures:
+    """Tasks of the bundled suite's test split that need two skills, served on the mock.
+
+    The package's policy, which was trained with ``configs/mock.yaml``, beside the baselines, whose
+    level and k are tuned on the train split. Utility is success less the price of the tokens.
+    """
+    result = compare(read(ROOT / "configs/mock.yaml", []), Policy.load(DEFAULT).weights)
+    metric = "utility/pairs"
+    mine = result.interval("learned", metric)
+    figures = {"pairs_utility_learned": Figure(mine.mean)}
+    for name in ("none", "random", "cosine", "hybrid", "evidence"):
+        its = result.interval(name, metric)
+        apart = mine.low - its.high
+        figures[f"pairs_utility_{name}"] = Figure(its.mean)
+        figures[f"pairs_utility_low_over_{name}_high"] = Figure(apart, "> 0", apart > 0)
+        figures[f"pairs_utility_over_{name}_low"] = Figure(result.lead("learned", name, metric).low)
+    return figures
+
+
 def throughput(suites: Path) -> Figures:
     """Real outcomes in one pass with rehearsal, embeddings given, by the second.
 
@@ -260,6 +280,7 @@ PARTS: Mapping[str, Callable[[Path], Figures]] = {
     "memory": memory,
     "throughput": throughput,
     "subsets": subsets,
+    "pairs": pairs,
     "bfcl": bfcl,
     "metatool": metatool,
     "two_passes": two_passes,

@@ -39,7 +39,7 @@ METRICS = {
     *("return", "success", "utility", "tokens", "skills_per_task", "none_recall"),
     *("none_precision", "hit_at_1", "recall_at_5", "regret"),
 }
-GROUPED = {f"{m}/{g}" for m in ("utility", "success", "hit_at_1") for g in ("seen", "new")}
+GROUPED = {f"{m}/{g}" for m in ("utility", "success", "hit_at_1") for g in ("seen", "new", "pairs")}
 
 
 def config(**changes: Any) -> RunConfig:
@@ -220,6 +220,7 @@ def test_metrics_are_those_of_a_count_by_hand(budget: int, monkeypatch: pytest.M
     assert (len(rows) < sessions * horizon) == (budget < 10_000)
     column = {name: np.array([row[name] for row in rows]) for name in rows[0]}
     needed, empty, new = column["needed"] > 0, column["empty"] == 1, column["new"] == 1
+    pair = column["needed"] > 1
     reward, success = np.array(rewards), np.array(successes)
     price = env.token_price / 1000
     np.testing.assert_allclose(reward, success - price * column["tokens"], atol=1e-5)
@@ -240,6 +241,9 @@ def test_metrics_are_those_of_a_count_by_hand(budget: int, monkeypatch: pytest.M
         "success/new": success[new].mean(),
         "hit_at_1/seen": column["hit"][needed & ~new].mean(),
         "hit_at_1/new": column["hit"][new].mean(),
+        "utility/pairs": reward[pair].mean(),
+        "success/pairs": success[pair].mean(),
+        "hit_at_1/pairs": column["hit"][pair].mean(),
     }
     assert metrics == pytest.approx(expected, abs=1e-5)
     assert 0 < new.sum() < needed.sum() < len(rows)
@@ -266,10 +270,11 @@ def test_a_task_counts_as_new_if_any_of_its_skills_was_never_trained_on() -> Non
 
 
 def test_what_does_not_occur_is_not_known() -> None:
-    env = config(env={"none_share": 0.0}).environment(split="train")
+    env = config(env={"none_share": 0.0, "pair_share": 0.0}).environment(split="train")
     metrics = play(baselines.NoSkills(), env, 1, 4)
     unknown = {name for name, number in metrics.items() if math.isnan(number)}
-    assert unknown == {"none_recall", "utility/new", "success/new", "hit_at_1/new"}
+    groups = {f"{m}/{g}" for m in ("utility", "success", "hit_at_1") for g in ("new", "pairs")}
+    assert unknown == {"none_recall", *groups}
 
 
 def test_the_quick_return_is_that_of_the_metrics() -> None:
