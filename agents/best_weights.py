@@ -2,8 +2,7 @@
 
 Where skills are to come that no task of the stream was made for, tasks of known skills stand in for
 theirs: their outcomes are hidden, one part of the skills after the other. So weights that gained on
-known skills at the expense of new ones do not look better than they are. The same yardstick says
-how bold the weights should be: how much a skill loses by being known.
+known skills at the expense of new ones do not look better than they are.
 """
 
 from __future__ import annotations
@@ -17,21 +16,6 @@ from agents.baselines import Learned
 from agents.trial import look
 from letta_gym.envs.replay import ReplayDriver
 from letta_gym.selection.network import Weights
-from letta_gym.selection.observation import FEATURE
-
-BOLDNESS = (0.0, 0.015, 0.03, 0.045, 0.06)
-"""Expected gains by which weights are tried bolder."""
-
-
-def bolder(weights: Weights, gain: float) -> Weights:
-    """The weights, but a skill that is fully known counts by ``gain`` less than one that is not.
-
-    The weight of the column ``certainty`` is changed; that of the closed form says what a gain is
-    in logits.
-    """
-    linear = weights["score_linear"].copy()
-    linear[FEATURE["certainty"]] -= gain * 8 * linear[FEATURE["closed_form"]]
-    return {**weights, "score_linear": linear}
 
 
 def best_of(candidates: Sequence[Weights], driver: ReplayDriver, rng: np.random.Generator) -> int:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from agents.best_weights import BOLDNESS, best_of, bolder
+from agents.best_weights import best_of
 from agents.ppo import PPO, Metrics, OnStep
 from agents.replay_config import ReplayRunConfig
 from agents.skill_policy import SkillPolicy
@@ -134,24 +134,15 @@ class StreamTrainer:
     def chosen(self) -> tuple[Weights, bool]:
         """What earns most on the validation tasks, and whether that is the trained weights.
 
-        The others are the untrained ones. The trained are averaged if the average is kept. Where
-        skills are to come, the better ones are tried with each
-        :data:`agents.best_weights.BOLDNESS`. All have the level of STOP that is best for them.
+        The others are the untrained ones. The trained are averaged if the average is kept, and both
+        have the level of STOP that is best for them.
         """
         driver = self.copied()
         trained = self.ppo.parameters.as_dict()
-        c = self.config
-
-        def best(tried: Sequence[Weights]) -> tuple[Weights, int]:
-            levelled = [with_stop_level(weights, driver) for weights in tried]
-            rng = np.random.default_rng([c.seed, self.split_seed, 3])
-            at = best_of(levelled, driver, rng)
-            return levelled[at], at
-
-        weights, at = best([self.untrained, trained])
-        if c.env.new_skills and "certainty" not in c.policy.without:
-            weights, _ = best([bolder(weights, gain) for gain in BOLDNESS])
-        return weights, at == 1
+        both = [with_stop_level(weights, driver) for weights in (self.untrained, trained)]
+        rng = np.random.default_rng([self.config.seed, self.split_seed, 3])
+        best = best_of(both, driver, rng)
+        return both[best], best == 1
 
     def weights(self) -> Weights:
         """See :meth:`chosen`."""

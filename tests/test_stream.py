@@ -17,7 +17,7 @@ import train
 from agents import baselines, trial
 from agents.actor_critic import Observation
 from agents.baselines import Choice, Learned, Scene, Threshold
-from agents.best_weights import BOLDNESS, best_of, bolder, earned, parts
+from agents.best_weights import best_of, earned, parts
 from agents.kinds import read_run
 from agents.opponents import Sampled
 from agents.replay_config import ReplayRunConfig
@@ -27,7 +27,7 @@ from agents.stream_run import StreamRun
 from agents.suite_comparison import compare_on_suite, deployment, played
 from letta_gym.errors import ConfigError
 from letta_gym.selection import network
-from letta_gym.selection.observation import CONTEXT, FEATURE, FEATURES
+from letta_gym.selection.observation import FEATURE
 from letta_gym.selection.policy import Policy
 from tests.small_suite import make_suite, write_suite
 
@@ -171,10 +171,7 @@ def test_training_that_did_harm_is_not_used(folder: str) -> None:
     linear[:] = -linear
     weights, improved = trainer.chosen()
     assert not improved
-    at = FEATURE["certainty"]
-    used, before = weights["score_linear"], trainer.untrained["score_linear"]
-    np.testing.assert_array_equal(np.delete(used, at), np.delete(before, at))
-    assert any(used[at] == bolder(trainer.untrained, g)["score_linear"][at] for g in BOLDNESS)
+    np.testing.assert_array_equal(weights["score_linear"], trainer.untrained["score_linear"])
     trainer.untrained, worse = trainer.ppo.parameters.as_dict(), trainer.untrained
     linear[:] = worse["score_linear"]
     assert trainer.chosen()[1]
@@ -194,17 +191,6 @@ def test_weights_that_forget_new_skills_are_not_the_best(folder: str) -> None:
     assert lost[0] > lost[1] + 0.2
     assert best_of([shy, trainer.untrained], driver, rng) == 1
     np.testing.assert_array_equal(entries.note, driver.sessions.memory.entries().note)
-
-
-def test_bolder_weights_take_a_gain_from_a_skill_that_is_known() -> None:
-    weights = network.initial(np.random.default_rng(0), 8, sharpness=30.0, threshold=0.1)
-    f = np.zeros((1, 2, len(FEATURES)))
-    f[0, :, FEATURE["closed_form"]] = 8 * 0.3
-    f[0, 0, FEATURE["certainty"]] = 1
-    c, mask = np.zeros((1, len(CONTEXT))), np.ones((1, 2), bool)
-    logits = network.logits(bolder(weights, 0.05), f, c, mask)[0]
-    assert logits[1] - logits[0] == pytest.approx(30.0 * 0.05)
-    assert weights["score_linear"][FEATURE["certainty"]] == 0
 
 
 def test_while_it_explores_a_skill_without_outcomes_looks_better(folder: str) -> None:
