@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, Field
 from starlette.requests import Request
 
+from letta_gym.feedback.beta import difference
+from letta_gym.feedback.beta import success as rate_of
 from letta_gym.service import service
 from letta_gym.service.guard import caller_of, guarded, router
 from letta_gym.service.parameters import AgentHeader
 from letta_gym.service.registry import Registry
+from letta_gym.service.routes.policies import IntervalView
 from letta_gym.service.routes.skills import RankedSkill, TopSkills, less, ranking
 from letta_gym.service.telemetry import CONTENT_TYPE
 from letta_gym.store.figures import DAY, Mean
@@ -72,6 +76,9 @@ class ComparedPolicy(BaseModel):
     success: Mean
     reward: float | None
     tokens_per_task: float
+    lead: IntervalView | None = Field(
+        description="success less that of the untrained baseline; null without outcomes of both"
+    )
 
 
 class Comparison(BaseModel):
@@ -240,18 +247,28 @@ def _success(of: service.Service, viewer: Viewer | None, since: float, width: Wi
 
 
 def _comparison(of: service.Service, viewer: Viewer | None, since: float) -> Comparison:
-    known = {row.digest: row for row in of.registry.all()}
+    known = {row.digest for row in of.registry.all() if Registry.is_fallback(row)}
+    found = of.store.figures(viewer).policies(since)
+    baseline = next((p.success for p in found if p.digest in known and p.success.count), None)
     return Comparison(
         items=[
             ComparedPolicy(
                 digest=p.digest,
                 active=p.digest == of.desks.policy.digest,
-                fallback=p.digest in known and Registry.is_fallback(known[p.digest]),
+                fallback=p.digest in known,
                 decisions=p.decisions,
                 success=p.success,
                 reward=p.reward,
                 tokens_per_task=p.tokens_per_task,
+                lead=None if p.digest in known else _lead(p.success, baseline),
             )
-            for p in of.store.figures(viewer).policies(since)
+            for p in found
         ]
     )
+
+
+def _lead(one: Mean, other: Mean | None) -> IntervalView | None:
+    if other is None or one.mean is None or other.mean is None:
+        return None
+    lead = difference(rate_of(one.count, one.mean), rate_of(other.count, other.mean))
+    return IntervalView(**asdict(lead))
