@@ -6,12 +6,15 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from letta_gym import cli
 from letta_gym.feedback.analytics import Period, compare_policies, summarise, trend
+from letta_gym.feedback.beta import Rate
 from letta_gym.feedback.outcome import Outcome
-from letta_gym.feedback.quality import Trial
+from letta_gym.feedback.quality import QualityConfig, QualityTracker, Trial
+from letta_gym.store.figures import Mean
 from letta_gym.store.store import Store
 from tests.stores import Clock, decision, new_database, skill
 
@@ -116,3 +119,50 @@ def test_the_command_line_reports_and_transfers(
         file = str(tmp_path / "a.bundle")
         assert "2 skills, 12 outcomes" in run("transfer", "pack", "--source", "ada", "--out", file)
         assert "new" in run("transfer", "take", file, "--to", "bob", "--conflicts", "keep")
+
+
+def test_the_database_and_the_log_give_the_same_figures(tmp_path: Path) -> None:
+    clock = Clock(START)
+    with new_database(tmp_path) as url, Store(url, clock) as store:
+        log = store.log(store.agents.ensure("ada"))
+        rng = np.random.default_rng(0)
+        for number in range(60):
+            clock.now += rng.exponential(HOUR)
+            made = decision(number, slots=((1, 0), (2,), ())[number % 3], policy="pq"[number % 2])
+            log.decided(made)
+            clock.now += 60  # the outcome comes in another hour now and then
+            if number % 5:
+                log.recorded(
+                    made.id,
+                    Outcome(float(rng.integers(5)) / 4, reward_parts={"success": number / 100}),
+                )
+        trials, figures = list(store.trials()), store.figures()
+        whole, hours = figures.summary(), figures.trend(0.0, HOUR)
+        by_policy = {one.digest: one for one in figures.policies()}
+        by_skill = {one.skill: one for one in figures.skills()}
+        versions = store.history().versions().values()
+
+    def same(one: Mean, other: Rate, count: int) -> None:
+        assert one.count == count
+        assert one.mean is not None
+        assert (one.low, one.high) == pytest.approx((other.low, other.high), abs=0.02)
+        assert one.mean == pytest.approx(other.value, abs=0.5 / count)  # the belief before it
+
+    said = summarise(trials, [], clock.now).whole
+    assert said is not None
+    same(whole.success, said.success, said.decisions)
+    assert whole.reward == pytest.approx(said.reward)
+    points = trend(trials, Period.HOUR)
+    assert [point.at for point in hours] == [point.start for point in points]
+    for mine, other in zip(hours, points, strict=True):
+        assert mine.success.count == other.decisions
+        assert mine.reward == pytest.approx(other.reward)
+    for record in compare_policies(trials):
+        same(by_policy[record.policy].success, record.success, record.decisions)
+        assert by_policy[record.policy].reward == pytest.approx(record.reward)
+    tracker = QualityTracker(QualityConfig(prior_strength=1e-6))
+    tracker.add(trials)
+    for version in versions:
+        if version.skill in by_skill:
+            uses = tracker.quality(version.key, clock.now).uses
+            assert by_skill[version.skill].success.count == uses

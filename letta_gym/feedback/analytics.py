@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from letta_gym.feedback.beta import Beta, Rate, difference
+from letta_gym.feedback.beta import Beta, Rate, difference, success
 from letta_gym.feedback.quality import QualityTracker, SkillQuality, Trial
-
-_UNINFORMED = Beta(0.5, 0.5)
 
 
 class Period(Enum):
@@ -162,5 +160,4 @@ def _point(start: float, trials: Sequence[Trial]) -> Point:
 
 
 def _success(trials: Sequence[Trial]) -> Beta:
-    good = sum(trial.success for trial in trials)
-    return _UNINFORMED.after(good, len(trials) - good)
+    return success(len(trials), sum(trial.success for trial in trials) / len(trials))

@@ -61,6 +61,15 @@ class Beta:
         return Rate(self.mean, _logistic(low), _logistic(high))
 
 
+UNINFORMED = Beta(0.5, 0.5)
+"""Belief before any outcome (Jeffreys)."""
+
+
+def success(count: float, mean: float) -> Beta:
+    """What ``count`` graded outcomes in [0, 1] with that mean say of a success rate."""
+    return UNINFORMED.after(count * mean, count * (1 - mean))
+
+
 def difference(one: Beta, other: Beta, confidence: float = 0.95) -> Rate:
     """``one`` minus ``other``, with the interval of their own intervals.
 

@@ -21,10 +21,9 @@ from pydantic import Field
 
 from letta_gym.config import Section
 from letta_gym.errors import ConfigError
-from letta_gym.feedback.beta import Beta, Rate, difference
+from letta_gym.feedback.beta import UNINFORMED, Beta, Rate, difference
 
 _DAY = 86_400.0
-_UNINFORMED = Beta(0.5, 0.5)  # of either side of a comparison (Jeffreys)
 _LEAST_PRIOR, _MOST_PRIOR = 0.02, 0.98
 
 
@@ -281,7 +280,7 @@ class QualityTracker:
         total = sum(weights)
         mean = sum(w * t.success for w, (t, _) in zip(weights, trials, strict=True)) / total
         size = total**2 / sum(weight**2 for weight in weights)
-        return _UNINFORMED.after(size * mean, size * (1 - mean))
+        return UNINFORMED.after(size * mean, size * (1 - mean))
 
     def _judge(
         self, weight: float, uplift: Rate | None, randomised: bool, held_out: int
@@ -312,7 +311,7 @@ class QualityTracker:
             if len(inside) < 5:
                 return None
             good = sum(inside)
-            sides.append(_UNINFORMED.after(good, len(inside) - good))
+            sides.append(UNINFORMED.after(good, len(inside) - good))
         return difference(sides[0], sides[1], self.config.confidence)
 
     def _alone(self, now: float, agent: str | None, kind: str | None) -> Beta:

@@ -16,6 +16,18 @@ FORMATS = ("jsonl", "parquet")
 
 _GROUP = 2_000  # records a row group of Parquet
 
+_ARRAYS = ("vector", "features", "context", "scores")
+_DECISION = (
+    *("decided_at", "policy_digest", "mode", "task_hash", "task_text", "k", "log_propensity"),
+    *("explored", "hold_rate", "held_out"),
+)
+_PICK = ("slot", "skill", "key", "fit", "tokens", "loaded")
+_OUTCOME = (
+    *("success", "evidence", "reward", "reward_parts", "source", "tokens", "steps", "tool_errors"),
+    *("latency", "delay", "stop_reason", "error", "response", "run_id", "step_ids", "recorded_at"),
+)
+_FEEDBACK = ("key", "source", "value", "comment", "given_at")
+
 Record = dict[str, Any]
 Versions = Mapping[int, Version]
 
@@ -41,66 +53,19 @@ def export(logged: Iterable[Logged], versions: Versions, path: Path | str, form:
 def record(logged: Logged, versions: Versions) -> Record:
     """One decision as plain values."""
     decision, outcome = logged.decision, logged.outcome
+    came = None
+    if outcome is not None:
+        came = {name: getattr(outcome, name) for name in _OUTCOME} | {"tokens": logged.tokens}
     return {
         "decision_id": decision.id,
         "agent": logged.agent,
-        "decided_at": decision.decided_at,
-        "policy_digest": decision.policy_digest,
-        "mode": decision.mode,
-        "task_hash": decision.task_hash,
-        "task_text": decision.task_text,
-        "vector": decision.vector.tolist(),
+        **{name: getattr(decision, name) for name in _DECISION},
+        **{name: getattr(decision, name).tolist() for name in _ARRAYS},
         "candidates": [versions[id].skill for id in decision.candidates],
         "candidate_keys": [versions[id].key for id in decision.candidates],
-        "features": decision.features.tolist(),
-        "context": decision.context.tolist(),
-        "scores": decision.scores.tolist(),
-        "k": decision.k,
-        "log_propensity": decision.log_propensity,
-        "explored": decision.explored,
-        "hold_rate": decision.hold_rate,
-        "held_out": decision.held_out,
-        "picks": [
-            {
-                "slot": pick.slot,
-                "skill": pick.skill,
-                "key": pick.key,
-                "fit": pick.fit,
-                "tokens": pick.tokens,
-                "loaded": pick.loaded,
-            }
-            for pick in logged.picks
-        ],
-        "outcome": None
-        if outcome is None
-        else {
-            "success": outcome.success,
-            "evidence": outcome.evidence,
-            "reward": outcome.reward,
-            "reward_parts": outcome.reward_parts,
-            "source": outcome.source,
-            "tokens": logged.tokens,
-            "steps": outcome.steps,
-            "tool_errors": outcome.tool_errors,
-            "latency": outcome.latency,
-            "delay": outcome.delay,
-            "stop_reason": outcome.stop_reason,
-            "error": outcome.error,
-            "response": outcome.response,
-            "run_id": outcome.run_id,
-            "step_ids": outcome.step_ids,
-            "recorded_at": outcome.recorded_at,
-        },
-        "feedback": [
-            {
-                "key": row.key,
-                "source": row.source,
-                "value": row.value,
-                "comment": row.comment,
-                "given_at": row.given_at,
-            }
-            for row in logged.feedback
-        ],
+        "picks": [{name: getattr(pick, name) for name in _PICK} for pick in logged.picks],
+        "outcome": came,
+        "feedback": [{name: getattr(row, name) for name in _FEEDBACK} for row in logged.feedback],
     }
 
 

@@ -1,8 +1,11 @@
-"""Figures over what was decided and what came of it, as far as a viewer may see it."""
+"""Figures over what was decided and what came of it, as far as a viewer may see it.
+
+The database counts and averages; what that says of a rate is :mod:`letta_gym.feedback.beta`'s. The
+same figures come of :mod:`letta_gym.feedback.analytics`, which reads every decision.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +13,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, and_, case, exists, func, select
 from sqlalchemy.orm import Session
 
+from letta_gym.feedback.beta import success
 from letta_gym.store.engine import Clock, Database
 from letta_gym.store.models import (
     DecisionRow,
@@ -23,12 +27,11 @@ from letta_gym.store.models import (
 
 DAY = 86_400.0
 RECENT = 7 * DAY
-_Z = 1.959964  # of a 95 % interval
 
 
 @dataclass(frozen=True, slots=True)
 class Mean:
-    """A mean of numbers in [0, 1] with its 95 % interval (Wilson's); None without any number."""
+    """A mean of numbers in [0, 1] with its 95 % credible interval; None without any number."""
 
     count: int
     mean: float | None
@@ -39,15 +42,13 @@ class Mean:
     def of(cls, count: int, mean: float | None) -> Mean:
         """The mean of ``count`` numbers.
 
-        Graded results vary less than the coin flips that Wilson's interval is made for, so it is
-        on the wide side.
+        The interval holds the mean itself: where all went well or badly it reaches to the end
+        (Brown, Cai and DasGupta, Statistical Science 16 (2001), the modified Jeffreys interval).
         """
         if not count or mean is None:
             return cls(0, None, None, None)
-        z2 = _Z * _Z / count
-        centre = (mean + z2 / 2) / (1 + z2)
-        half = _Z / (1 + z2) * math.sqrt(max(mean * (1 - mean), 0) / count + z2 / (4 * count))
-        return cls(count, mean, max(centre - half, 0.0), min(centre + half, 1.0))
+        rate = success(count, mean).interval()
+        return cls(count, mean, min(rate.low, mean), max(rate.high, mean))
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,9 +192,12 @@ class Figures:
             ]
 
     def trend(self, since: float, width: float) -> list[Point]:
-        """Success and reward in stretches of ``width`` seconds; empty ones are left out."""
+        """Success and reward of what was decided in stretches of ``width`` seconds.
+
+        Stretches in which nothing was that has an outcome are left out.
+        """
         # round(x - 0.5) and not floor(x): SQLite has the latter only where it was built with it.
-        stretch = func.round(OutcomeRow.recorded_at / width - 0.5)
+        stretch = func.round(DecisionRow.decided_at / width - 0.5)
         query = (
             _of_outcomes(
                 stretch,
@@ -201,7 +205,7 @@ class Figures:
                 func.avg(case((_GRADED, OutcomeRow.success))),
                 func.avg(OutcomeRow.reward),
             )
-            .where(_CARRIED_OUT, OutcomeRow.recorded_at >= since)
+            .where(_CARRIED_OUT, DecisionRow.decided_at >= since)
             .group_by(stretch)
             .order_by(stretch)
         )
