@@ -31,6 +31,7 @@ class LazyEmbedder:
     def __init__(self, cache: Path, space: SuiteVectors) -> None:
         self._cache, self._space = cache, space
         self._loaded: Embedder | None = None
+        self._closed = False
         self._loading = Lock()
 
     def load(self) -> Embedder:
@@ -44,8 +45,17 @@ class LazyEmbedder:
             if self._loaded is None:
                 inner = default_embedder()
                 check_same_model(self._space.identity, self._space.probes, inner)
-                self._loaded = EmbeddingCache(self._cache, inner)
+                loaded = EmbeddingCache(self._cache, inner)
+                if self._closed:  # while it was loaded, or before: nobody keeps it
+                    return loaded
+                self._loaded = loaded
             return self._loaded
+
+    def close(self) -> None:
+        """Let go of the model, which takes more memory than everything else."""
+        self._closed = True
+        with self._loading:
+            self._loaded = None
 
     @property
     def identity(self) -> EmbedderIdentity:

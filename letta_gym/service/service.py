@@ -118,6 +118,7 @@ class Service:
         await self.journal.close()
         await self.desks.close()
         await asyncio.to_thread(self.carrier.close)
+        await asyncio.to_thread(self.embedder.close)
         self.tasks.close()
         self._writer.shutdown()
         self.store.close()
