@@ -118,6 +118,9 @@ figures-speed: $(VENV)/.dev ## measure speed and latency beside torch and Stable
 figures-curves: $(VENV)/.dev ## measure learning and tight budgets in a fixed world
 	$(BIN)/python -m benchmarks.curves
 
+figures-ray: $(RAY)/.made ## measure rollouts over Ray actors, in .venv-ray
+	$(RAY)/bin/python -m benchmarks.ray
+
 default-policy: $(VENV)/.light ## train the policy that comes with the package
 	@if [ -d runs/default ]; then mv runs/default "runs/default-$$(date +%Y%m%d-%H%M%S)"; fi
 	$(BIN)/python train.py --config configs/mock.yaml --run-dir runs/default
@@ -133,7 +136,7 @@ help: ## list the targets
 
 .PHONY: install train evaluate tensorboard serve api ui seed embeddings eval up down try dev test test-postgres test-letta \
 	test-letta-code test-ray test-ui lint format figures figures-speed figures-curves \
-	default-policy clean help .task
+	figures-ray default-policy clean help .task
 
 # What the targets above stand on. A stamp file in .venv says that a step is done; the two files
 # that decide what is installed make it stale.

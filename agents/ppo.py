@@ -19,13 +19,13 @@ from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from agents import ppo_state
 from agents.actor_critic import ActorCritic, Observation
 from agents.adam import Adam, Ema, Floats, Parameters, clip_grad_norm
 from agents.rollout import (
     Batch,
     EpisodeMeter,
     Flags,
-    Resumable,
     Rollout,
     as_observation,
     check_env,
@@ -33,7 +33,7 @@ from agents.rollout import (
     sample_weights,
 )
 from letta_gym.config import Section
-from letta_gym.errors import CheckpointError, ConfigError, LettaGymError
+from letta_gym.errors import ConfigError, LettaGymError
 
 log = logging.getLogger(__name__)
 
@@ -191,6 +191,7 @@ class PPO:
         global_step: environment steps taken, over all environments
         num_updates: updates done, skipped ones among them
         num_skipped: updates that were skipped, for every sample of their rollout had weight 0
+        episodes: returns and lengths of the running episodes
         rollout: the last rollout
     """
 
@@ -232,7 +233,7 @@ class PPO:
         self.rollout = Rollout(
             config.num_steps, self.obs, model.act(self.obs, np.random.default_rng(0))
         )
-        self._episodes = EpisodeMeter(config.num_envs)
+        self.episodes = EpisodeMeter(config.num_envs)
         self._clock = (time.perf_counter(), 0)  # when, and at which step, this process began
 
     @property
@@ -276,7 +277,7 @@ class PPO:
 
             if self.config.gamma and (cut := truncated & ~terminated).any():
                 final_obs.append(final_observations(infos, np.flatnonzero(cut)))
-            self._episodes.add(rewards, terminated | truncated)
+            self.episodes.add(rewards, terminated | truncated)
             if self.on_step is not None:
                 self.on_step(infos, rewards, terminated, truncated)
         self.global_step += self.config.batch_size
@@ -321,62 +322,17 @@ class PPO:
         return self._charts()
 
     def state(self) -> dict[str, Any]:
-        """Return all that a continued run depends on, as nested arrays and JSON values.
-
-        Take it between :meth:`update` and :meth:`collect`. The environment's own state, and the
-        observation that belongs to it, are part of it if the environment is :class:`Resumable`.
-        """
-        state: dict[str, Any] = {
-            "config": self.config.model_dump(mode="json"),
-            "parameters": self.model.parameters.as_dict(),
-            "optimizer": self.optimizer.state(),
-            "rng": self.rng.bit_generator.state,
-            "global_step": self.global_step,
-            "num_updates": self.num_updates,
-            "num_skipped": self.num_skipped,
-        }
-        if self.ema is not None:
-            state["ema"] = self.ema.state()
-        if isinstance(self.env, Resumable):
-            state["env"] = {
-                "state": self.env.get_state(),
-                "obs": {name: array.copy() for name, array in self.obs.items()},
-                "episodes": self._episodes.state(),
-            }
-        return state
+        """Return all that a continued run depends on; see :func:`agents.ppo_state.taken`."""
+        return ppo_state.taken(self)
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from what :meth:`state` returned: with a resumable environment, bit for bit.
 
-        Without the environment's state the run continues with the episodes it is in.
-
         Raises:
             CheckpointError: the state belongs to another configuration, network or environment.
         """
-        check_config(state, self.config)
-        if "env" in state and not isinstance(self.env, Resumable):
-            raise CheckpointError(
-                "the checkpoint holds the state of its environment, but "
-                f"{type(self.env).__name__} has no set_state; use the environment it was made with"
-            )
-        self.model.parameters.load(state["parameters"])
-        try:
-            self.rng.bit_generator.state = state["rng"]
-        except ValueError as error:
-            raise CheckpointError(
-                f"the checkpoint is of another random generator: {error}"
-            ) from error
-        self.optimizer.restore(state["optimizer"])
-        if self.ema is not None:
-            self.ema.restore(state["ema"])
-        self.global_step = int(state["global_step"])
-        self.num_updates = int(state["num_updates"])
-        self.num_skipped = int(state["num_skipped"])
+        ppo_state.restore(self, state)
         self._clock = (time.perf_counter(), self.global_step)
-        if "env" in state and isinstance(self.env, Resumable):
-            self.env.set_state(state["env"]["state"])
-            self.obs = {name: array.copy() for name, array in state["env"]["obs"].items()}
-            self._episodes.restore(state["env"]["episodes"])
 
     def _learning_rate(self) -> float:
         if not self.config.anneal_lr:
@@ -437,22 +393,8 @@ class PPO:
         return {
             "charts/learning_rate": self.optimizer.learning_rate,
             "charts/SPS": (self.global_step - first_step) / (time.perf_counter() - start),
-            **self._episodes.flush(),
+            **self.episodes.flush(),
         }
-
-
-def check_config(state: Mapping[str, Any], config: PPOConfig) -> None:
-    """Raise CheckpointError unless ``state`` was saved with the same hyper-parameters."""
-    theirs, mine = state.get("config"), config.model_dump(mode="json")
-    if not isinstance(theirs, Mapping):
-        raise CheckpointError(f"this is no state of a PPO learner; it has the keys {sorted(state)}")
-    different = [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]
-    if different:
-        raise CheckpointError(
-            "the checkpoint belongs to another configuration: "
-            + "; ".join(f"{k} is {mine.get(k)}, was {theirs.get(k)}" for k in different)
-            + ". Restore the old values, or start a new run"
-        )
 
 
 def explained_variance(values: Floats, returns: Floats) -> float:

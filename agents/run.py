@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -76,7 +77,7 @@ class Result(Protocol):
         ...
 
 
-class BaseRun:
+class BaseRun(ABC):
     """What the runs of all kinds share.
 
     Args:
@@ -117,25 +118,25 @@ class BaseRun:
 
     # -- what the kinds differ in --------------------------------------------------------------
 
+    @abstractmethod
     def prepare(self) -> None:
         """Make environment, model and learner."""
-        raise NotImplementedError
 
     def learn(self) -> Metrics:
         """Collect and update once."""
         self.ppo.collect()
         return self.ppo.update()
 
-    def looked_at(self, board: TensorBoard) -> None:
+    def looked_at(self, board: TensorBoard) -> None:  # noqa: B027 - nothing by default
         """Called after each update; a place for evaluations along the way."""
 
+    @abstractmethod
     def export(self) -> Policy:
         """The policy as trained so far."""
-        raise NotImplementedError
 
+    @abstractmethod
     def publish(self, result: Any, board: TensorBoard) -> None:
         """Show the evaluation in TensorBoard."""
-        raise NotImplementedError
 
     def remarks(self) -> dict[str, Any]:
         """What the summary tells beside what it tells of every run."""
@@ -149,7 +150,7 @@ class BaseRun:
         """Continue from :meth:`state`."""
         self.ppo.restore(saved["ppo"])
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - nothing by default
         """Let go of what the run holds outside of this process."""
 
     @property

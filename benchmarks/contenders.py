@@ -152,7 +152,7 @@ SHORT, LONG = 20_480, 102_400
 CONTENDERS: Mapping[str, Contender] = {
     "ppo": Contender(ppo(), RATES, SHORT),
     "ppo_long": Contender(ppo(), "ppo", LONG),
-    "torch": Contender(ppo(TorchPPO), "ppo", LONG),
+    "torch": Contender(ppo(TorchPPO), "ppo", SHORT),
     "blank": Contender(ppo(policy__sharpness=1e-6, policy__threshold=0.0), RATES, LONG),
     "sb3": Contender(stable(masked=False), RATES, LONG),
     "maskable": Contender(stable(masked=True), RATES, LONG),

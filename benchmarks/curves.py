@@ -19,8 +19,7 @@ os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THR
 
 import argparse
 import json
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -35,10 +34,12 @@ from benchmarks.speed import learner
 from letta_gym.envs.glue import Driver
 from letta_gym.files import write_atomically
 
+Figures: TypeAlias = dict[str, Figure]
+
 SESSIONS, FIRST_SEED = 256, 70_000
 TUNE_SESSION, TUNE_SEED = 60_000, 1_000
 MARKS = (5_120, 10_240, SHORT, 40_960, 61_440, 81_920, LONG)
-DEEP = ("torch", "blank", "sb3", "maskable")
+DEEP = ("sb3", "maskable")
 BUDGETS = {10_000: False, 5_000: True, 2_500: True}
 """Tokens of a session, and whether they bind: with 10,000 even the best fixed price of tokens earns
 only about 1.12 times what the myopic oracle does, so 1.25 times is beyond anybody."""
@@ -51,10 +52,48 @@ def held_out_return(agent: Agent[Driver], config: RunConfig, first: int = FIRST_
     return earn(agent, config.environment(split="train"), first, SESSIONS)
 
 
-def tuned(contender: Contender, earlier: Mapping[str, float]) -> float:
+def references() -> Figures:
+    """What those earn who learn nothing."""
+    config = world()
+    return {
+        "learning_none": Figure(held_out_return(NoSkills(), config)),
+        "learning_evidence": Figure(held_out_return(tune("evidence", config), config)),
+        "learning_oracle": Figure(held_out_return(Oracle(), config)),
+    }
+
+
+def learning(name: str, seeds: int) -> Figures:
+    """What a contender earns at its end; what it earned on the way is kept for the plot."""
+    contender, config = CONTENDERS[name], world()
+    constant = tuned(contender)
+    marks = [mark for mark in MARKS if mark <= contender.steps]
+    runs = [
+        [held_out_return(agent, config) for agent in contender.learn(constant, seed, marks)]
+        for seed in range(seeds)
+    ]
+    along = [Interval.of(values) for values in zip(*runs, strict=True)]
+    curve: dict[str, Any] = {"steps": marks}
+    for bound in ("mean", "low", "high"):
+        curve[bound] = [getattr(interval, bound) for interval in along]
+    known = json.loads(CURVES.read_text(encoding="utf-8")) if CURVES.is_file() else {}
+    CURVES.parent.mkdir(exist_ok=True)
+    write_atomically(CURVES, f"{json.dumps(known | {name: curve}, indent=1)}\n".encode())
+    ends = {
+        f"learning_{name}_{bound}": Figure(getattr(along[-1], bound))
+        for bound in ("mean", "low", "high")
+    }
+    return {
+        f"learning_{name}_constant": Figure(constant),
+        f"learning_{name}_steps": Figure(contender.steps),
+        f"learning_{name}_seeds": Figure(seeds),
+        **ends,
+    }
+
+
+def tuned(contender: Contender) -> float:
     """The constant that earns most on a seed and in sessions that are not reported."""
     if isinstance(contender.grid, str):
-        return earlier[contender.grid]
+        return float(kept()[f"learning_{contender.grid}_constant"].value)  # measured before
 
     def earned(value: float) -> float:
         (agent,) = contender.learn(value, TUNE_SEED, [contender.steps])
@@ -63,39 +102,26 @@ def tuned(contender: Contender, earlier: Mapping[str, float]) -> float:
     return max(contender.grid, key=earned)
 
 
-def learning(seeds: int) -> tuple[dict[str, Figure], dict[str, Any]]:
-    """What every contender earns at its end, and on the way there."""
-    config = world()
-    figures = {
-        "learning_none": Figure(held_out_return(NoSkills(), config)),
-        "learning_evidence": Figure(held_out_return(tune("evidence", config), config)),
-        "learning_oracle": Figure(held_out_return(Oracle(), config)),
-    }
-    constants: dict[str, float] = {}
-    ends: dict[str, Interval] = {}
-    curves: dict[str, Any] = {}
-    for name, contender in CONTENDERS.items():
-        constants[name] = tuned(contender, constants)
-        marks = [mark for mark in MARKS if mark <= contender.steps]
-        runs = [
-            [held_out_return(a, config) for a in contender.learn(constants[name], seed, marks)]
-            for seed in range(seeds)
+def compared(figures: Figures) -> Figures:
+    """Our PPO against each deep peer and the best bandit, as far as they were measured."""
+    found = {
+        name: [
+            float(figures[f"learning_{name}_{bound}"].value) for bound in ("mean", "low", "high")
         ]
-        along = [Interval.of(values) for values in zip(*runs, strict=True)]
-        ends[name] = along[-1]
-        curves[name] = {"steps": marks}
-        for bound in ("mean", "low", "high"):
-            curves[name][bound] = [getattr(interval, bound) for interval in along]
-        figures[f"learning_{name}_constant"] = Figure(constants[name])
-        figures |= bounds(along[-1], f"learning_{name}")
-        print(f"{name}: {constants[name]} {along[-1]}", flush=True)
-    ours = ends["ppo"]
-    for name in DEEP:
-        lead = ours.low - ends[name].high
-        figures[f"learning_ppo_low_less_{name}_high"] = Figure(lead, "> 0", lead > 0)
-    best = max(interval.mean for name, interval in ends.items() if name in BANDITS)
-    figures["learning_ppo_less_best_bandit"] = at_least(ours.mean - best, 0)
-    return figures, curves
+        for name in CONTENDERS
+        if f"learning_{name}_mean" in figures
+    }
+    if "ppo" not in found:
+        return {}
+    mean, low, _ = found["ppo"]
+    leads: Figures = {}
+    for name in set(DEEP) & set(found):
+        lead = low - found[name][2]
+        leads[f"learning_ppo_low_less_{name}_high"] = Figure(lead, "> 0", lead > 0)
+    if set(BANDITS) <= set(found):
+        best = max(found[name][0] for name in BANDITS)
+        leads["learning_ppo_less_best_bandit"] = at_least(mean - best, 0)
+    return dict(sorted(leads.items()))
 
 
 def bounds(interval: Interval, name: str) -> dict[str, Figure]:
@@ -105,9 +131,9 @@ def bounds(interval: Interval, name: str) -> dict[str, Figure]:
     }
 
 
-def tight(budget: int, steps: int, seeds: int) -> dict[str, Figure]:
+def tight(budget: int, steps: int, seeds: int) -> Figures:
     """PPO with and without a future, no skills, and two oracles, under a budget."""
-    figures: dict[str, Figure] = {}
+    figures: Figures = {}
     means: dict[str, float] = {}
     for gamma in (0.99, 0.0):
         config = world(env__token_budget=budget, train__steps=steps, train__ppo__gamma=gamma)
@@ -120,6 +146,8 @@ def tight(budget: int, steps: int, seeds: int) -> dict[str, Figure]:
     none = held_out_return(NoSkills(), config)
     binds = BUDGETS[budget]
     return figures | {
+        f"tight_{budget}_seeds": Figure(seeds),
+        f"tight_{budget}_steps": Figure(steps),
         f"tight_{budget}_none": Figure(none),
         f"tight_{budget}_myopic_oracle": Figure(myopic),
         f"tight_{budget}_priced_oracle": Figure(price),
@@ -141,35 +169,35 @@ def ppo(config: RunConfig, seed: int) -> Learned:
     return Learned(trained.parameters.as_dict())
 
 
-def kept(part: str) -> dict[str, Figure]:
-    """The figures of a part that were measured before."""
+def kept() -> Figures:
+    """The figures that were measured before."""
     path = RESULTS / "curves.json"
     found = json.loads(path.read_text(encoding="utf-8"))["figures"] if path.is_file() else {}
-    return {name: Figure(**figure) for name, figure in found.items() if name.startswith(part)}
+    return {name: Figure(**figure) for name, figure in found.items()}
 
 
 def main() -> None:
-    """Measure, print and write the figures; those of a part that is left out stay."""
+    """Measure, print and write the figures, part by part."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=5, help="runs of each learner")
-    parser.add_argument("--tight-steps", type=int, default=409_600, help="of the tight budgets")
-    parser.add_argument("--only", choices=("learning", "tight"), help="one part")
+    parser.add_argument("--tight-steps", type=int, default=204_800, help="of the tight budgets")
+    parts = ["references", *CONTENDERS, *map(str, BUDGETS)]
+    parser.add_argument(
+        "--only", nargs="+", choices=parts, metavar="PART", help=f"some of {', '.join(parts)}"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
-    parts: dict[str, dict[str, Figure]] = {}
-    if options.only != "tight":
-        parts["learning"], curves = learning(options.seeds)
-        parts["learning"]["learning_seeds"] = Figure(options.seeds)
-        CURVES.parent.mkdir(exist_ok=True)
-        write_atomically(CURVES, f"{json.dumps(curves, indent=1)}\n".encode())
-    if options.only != "learning":
-        parts["tight"] = {"tight_seeds": Figure(options.seeds)}
-        parts["tight"]["tight_steps"] = Figure(options.tight_steps)
-        for budget in BUDGETS:
-            parts["tight"] |= tight(budget, options.tight_steps, options.seeds)
-    for part in ("learning", "tight"):
-        parts.setdefault(part, kept(part))
-    report("curves", parts["learning"] | parts["tight"], PACKAGES)
+    figures: Figures = {}
+    for part in options.only or parts:
+        if part == "references":
+            found = references()
+        elif part in CONTENDERS:
+            found = learning(part, options.seeds)
+        else:
+            found = tight(int(part), options.tight_steps, options.seeds)
+        figures = (kept() if options.only else figures) | found
+        figures |= compared(figures)
+        report("curves", figures, PACKAGES)
 
 
 if __name__ == "__main__":

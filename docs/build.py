@@ -163,6 +163,7 @@ GENERATED: Mapping[str, Mapping[str, Callable[[], str]]] = {
     "speed.md": {
         "speed": lambda: figures("speed"),
         "curves": lambda: figures("curves"),
+        "ray": lambda: figures("ray"),
     },
     "letta.md": {
         "rest": lambda: figures("letta", "rest", "learning", "faulty", "killed"),

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,8 @@ import numpy as np
 import pytest
 import ray
 
+from benchmarks import ray as benchmark
+from benchmarks.ray import Sleeps, asked
 from letta_gym.errors import BackendError
 from letta_gym.feedback.outcome import Outcome
 from letta_gym.letta.backend import Outcomes, Requests
@@ -28,28 +27,10 @@ def cluster() -> Iterator[None]:
     """Ray on this machine, without a dashboard."""
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
     # Actors cannot import a file of tests, so its classes travel with their code.
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    for module in (sys.modules[__name__], benchmark):
+        ray.cloudpickle.register_pickle_by_value(module)
     yield
     ray.shutdown()
-
-
-class Sleeps:
-    """Takes its time and answers with the number of the task; notes who did what in a folder."""
-
-    def __init__(self, folder: Path, seconds: float = 0.05) -> None:
-        self.folder, self.seconds = folder, seconds
-
-    def execute(self, requests: Requests) -> Outcomes:
-        (self.folder / str(os.getpid())).touch()
-        time.sleep(self.seconds * len(requests.rows))
-        chosen = requests.skills >= 0
-        return Outcomes(
-            success=(requests.tasks / 1000).astype(np.float32),
-            loaded=chosen,
-            tokens=np.where(chosen, requests.skills, 0).sum(1).astype(np.float32),
-            expected=np.full(len(requests.rows), np.nan, np.float32),
-            evidence=np.ones(len(requests.rows), bool),
-        )
 
 
 class Refuses(Sleeps):
@@ -72,11 +53,6 @@ class DiesOf(Sleeps):
         return super().execute(requests)
 
 
-def asked(count: int) -> Requests:
-    tasks = np.arange(count)
-    return Requests(tasks, tasks, np.stack([tasks % 7, np.full(count, -1)], 1))
-
-
 def expect_each_once(out: Outcomes, count: int) -> None:
     """Every request has its own outcome, in its own place."""
     np.testing.assert_array_equal(out.success, (np.arange(count) / 1000).astype(np.float32))
@@ -85,35 +61,27 @@ def expect_each_once(out: Outcomes, count: int) -> None:
     assert out.evidence.all()
 
 
-def rollouts_per_second(actors: int, folder: Path, count: int) -> float:
-    with RayBackend(lambda: Sleeps(folder), RayConfig(actors=actors)) as backend:
-        backend.execute(asked(2 * actors))  # the actors are up
-        start = time.perf_counter()
-        expect_each_once(backend.execute(asked(count)), count)
-        return count / (time.perf_counter() - start)
-
-
 def test_four_actors_carry_out_nearly_four_times_as_much(tmp_path: Path) -> None:
-    one = rollouts_per_second(1, tmp_path, 40)
-    four = rollouts_per_second(4, tmp_path, 160)
+    one, four = benchmark.best_rates(tmp_path, 40)
 
     print(f"rollouts a second: one actor {one:.1f}, four actors {four:.1f}: {four / one:.2f}")
     assert four >= 3.4 * one
 
 
 def test_a_killed_actor_loses_no_outcome_and_doubles_none(tmp_path: Path) -> None:
-    count = 400
-    with RayBackend(lambda: Sleeps(tmp_path, 0.02), RayConfig(actors=4)) as backend:
-        backend.execute(asked(8))
-        victims = [int(path.name) for path in tmp_path.iterdir()]
-        timer = threading.Timer(0.7, os.kill, (victims[0], signal.SIGKILL))
-        timer.start()
-        out = backend.execute(asked(count))
-        timer.join()
+    out, died = benchmark.one_killed(tmp_path, 400)
 
-        assert backend.died == 1
-        expect_each_once(out, count)
-        expect_each_once(backend.execute(asked(20)), 20)
+    assert died == 1
+    expect_each_once(out, 400)
+
+
+def test_a_backend_goes_on_after_an_actor_died(tmp_path: Path) -> None:
+    config = RayConfig(actors=2, retries=1, in_flight=1)
+    with RayBackend(lambda: DiesOf(tmp_path, 0.0), config) as backend:
+        backend.execute(asked(12))
+        out = backend.execute(asked(3))
+
+    expect_each_once(out, 3)
 
 
 def test_a_task_that_kills_its_actors_is_given_up_and_the_others_are_not(tmp_path: Path) -> None:

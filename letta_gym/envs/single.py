@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,7 +25,7 @@ from letta_gym.envs.render import Transcript
 from letta_gym.errors import ConfigError
 
 
-class PlayEnv(gymnasium.Env[Arrays, NDArray[np.int8]]):
+class PlayEnv(gymnasium.Env[Arrays, NDArray[np.int8]], ABC):
     """What the single environments of all kinds share; :meth:`drive` makes the difference."""
 
     driver: PlayDriver
@@ -47,9 +48,9 @@ class PlayEnv(gymnasium.Env[Arrays, NDArray[np.int8]]):
         self._transcript = Transcript(self.driver)
         self._ready = self._begun = False
 
+    @abstractmethod
     def drive(self, keywords: Mapping[str, Any]) -> PlayDriver:
         """What drives one session of this kind."""
-        raise NotImplementedError
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ from letta_gym.envs.glue import (
 from letta_gym.errors import ConfigError
 
 
-class PlayVectorEnv(VectorEnv[Arrays, NDArray[Any], NDArray[Any]]):
+class PlayVectorEnv(VectorEnv[Arrays, NDArray[Any], NDArray[Any]], ABC):
     """What the batched environments of all kinds share; :meth:`drive` makes the difference."""
 
     driver: PlayDriver
@@ -66,9 +67,9 @@ class PlayVectorEnv(VectorEnv[Arrays, NDArray[Any], NDArray[Any]]):
         self._generators = [seeding.np_random(None)[0] for _ in range(num_envs)]
         self._ready = False
 
+    @abstractmethod
     def drive(self, keywords: Mapping[str, Any], count: int) -> PlayDriver:
         """What drives ``count`` sessions of this kind."""
-        raise NotImplementedError
 
     @property
     def observation_space(self) -> spaces.Space[Any]:  # type: ignore[override]

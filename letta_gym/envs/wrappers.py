@@ -11,6 +11,7 @@ policy can reach. Wrappers of actions go inside, :class:`FlatObservation` outerm
 from __future__ import annotations
 
 import itertools
+from abc import ABC, abstractmethod
 from typing import Any
 
 import gymnasium
@@ -131,20 +132,20 @@ class _SlotActions(gymnasium.Wrapper[Arrays, Any, Arrays, Bits], RecordConstruct
         return result
 
 
-class _SetActions(_SlotActions):
+class _SetActions(_SlotActions, ABC):
     """One action stands for one set."""
 
     def step(self, action: Any) -> tuple[Arrays, Any, bool, bool, dict[str, Any]]:
         """Carry out the set that the action stands for."""
         return self._carry_out(self.bits(action))
 
+    @abstractmethod
     def bits(self, action: Any) -> Bits:
         """The set that an action stands for, one bit a slot, int8 (M,).
 
         Raises:
             ConfigError: it is no action of this space.
         """
-        raise NotImplementedError
 
 
 class SubsetActions(_SetActions):
