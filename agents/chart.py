@@ -9,7 +9,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,6 +25,7 @@ from agents.canvas import (
     TINT,
     WIDTH,
     Canvas,
+    Color,
     Point,
     pale,
     widest,
@@ -33,7 +34,29 @@ from letta_gym.errors import LettaGymError
 
 Curve: TypeAlias = NDArray[np.float64]
 
-MARGIN = 30
+MARGIN, CHART_HEIGHT = 30, 460.0
+
+
+class Surface(Protocol):
+    """What a chart is drawn on: a :class:`agents.canvas.Canvas` or a :class:`agents.svg.Svg`."""
+
+    def line(self, points: Sequence[Point], color: Color, width: float) -> None:
+        """Draw straight lines from point to point."""
+        ...
+
+    def disc(self, centre: Point, radius: float, color: Color) -> None:
+        """Draw a filled circle."""
+        ...
+
+    def box(self, start: Point, end: Point, color: Color) -> None:
+        """Draw a filled box."""
+        ...
+
+    def text(
+        self, at: Point, text: str, size: int, color: Color, anchor: str, width: float = math.inf
+    ) -> None:
+        """Write one line of at most ``width`` points."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +135,19 @@ def line_chart(
     Raises:
         LettaGymError: there are no curves or more than eight, or one has no finite point.
     """
+    canvas = Canvas(CHART_HEIGHT, scale)
+    draw_line_chart(canvas, series, title, x_label, y_label)
+    return canvas.pixels()
+
+
+def draw_line_chart(
+    canvas: Surface,
+    series: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    title: str,
+    x_label: str,
+    y_label: str,
+) -> None:
+    """Draw :func:`line_chart` on a picture of :data:`CHART_HEIGHT`."""
     curves = check_curves(series)
     points = np.concatenate([curve[np.isfinite(curve).all(axis=1)] for curve in curves.values()])
     (x_low, y_low), (x_high, y_high) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
@@ -121,7 +157,6 @@ def line_chart(
     start = MARGIN + widest(y_axis.labels, 13) + 14
     x_axis = Axis.over(x_low, x_high, start, WIDTH - MARGIN - names_width - 32, tight=True)
 
-    canvas = Canvas(460, scale)
     draw_heading(canvas, title, y_label)
     for mark, label in zip(y_axis.marks, y_axis.labels, strict=True):
         color = AXIS if mark == 0 else GRID
@@ -132,16 +167,15 @@ def line_chart(
         canvas.line([(x_axis(mark), bottom), (x_axis(mark), bottom + 5)], AXIS, 1)
     draw_x_labels(canvas, x_axis, bottom, x_label)
     draw_curves(canvas, curves, (x_axis, y_axis), names_width)
-    return canvas.pixels()
 
 
-def draw_heading(canvas: Canvas, title: str, subtitle: str) -> None:
+def draw_heading(canvas: Surface, title: str, subtitle: str) -> None:
     """Write the title and the line below it."""
     canvas.text((MARGIN, 36), title, 21, INK, "ls", WIDTH - 2 * MARGIN)
     canvas.text((MARGIN, 62), subtitle, 14, GREY, "ls", WIDTH - 2 * MARGIN)
 
 
-def draw_x_labels(canvas: Canvas, axis: Axis, bottom: float, title: str) -> None:
+def draw_x_labels(canvas: Surface, axis: Axis, bottom: float, title: str) -> None:
     """Write the numbers of a horizontal axis, and its title below them."""
     for mark, label in zip(axis.marks, axis.labels, strict=True):
         canvas.text((axis(mark), bottom + 18), label, 13, GREY, "mm")
@@ -149,7 +183,7 @@ def draw_x_labels(canvas: Canvas, axis: Axis, bottom: float, title: str) -> None
     canvas.text((axis.start + width / 2, bottom + 43), title, 14, GREY, "mm", width)
 
 
-def draw_interval(canvas: Canvas, axis: Axis, row: Row, y: float) -> None:
+def draw_interval(canvas: Surface, axis: Axis, row: Row, y: float) -> None:
     """Draw a bar with end caps from low to high, and a disc at the mean."""
     color = ACCENT if row.highlight else PLAIN
     canvas.line([(axis(row.low), y), (axis(row.high), y)], color, 2.4)
@@ -159,7 +193,7 @@ def draw_interval(canvas: Canvas, axis: Axis, row: Row, y: float) -> None:
 
 
 def draw_curves(
-    canvas: Canvas, curves: Mapping[str, Curve], axes: tuple[Axis, Axis], names_width: float
+    canvas: Surface, curves: Mapping[str, Curve], axes: tuple[Axis, Axis], names_width: float
 ) -> None:
     """Draw the curves, and their names right of the axes, near the heights of their ends."""
     x_axis, y_axis = axes

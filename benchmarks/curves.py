@@ -4,8 +4,8 @@ Everything plays ``env.world: fixed``: the hidden quality of the skills stays, s
 Returns are per task, over held-out sessions of the train split; intervals over ``--seeds`` runs.
 
 - Learning: the contenders of :mod:`benchmarks.contenders`, beside none, the oracle, and the kernel
-  evidence alone, which learns nothing. Each has one constant of four values, tried on a seed and on
-  sessions that are not reported, with as many decisions as are reported.
+  evidence alone, which learns nothing. Each has one constant of four values, tried on three seeds
+  and on sessions that are not reported, with as many decisions as are reported.
 - Tight budget: the session ends when the tokens are spent, so that what a task is given is taken
   from those after it. PPO with discount 0.99 and 0, beside the oracle that takes the best set for
   each task alone, and the one that knows the best fixed price of tokens.
@@ -37,7 +37,7 @@ from letta_gym.files import write_atomically
 Figures: TypeAlias = dict[str, Figure]
 
 SESSIONS, FIRST_SEED = 256, 70_000
-TUNE_SESSION, TUNE_SEED = 60_000, 1_000
+TUNE_SESSION, TUNE_SEEDS = 60_000, (1_000, 1_001, 1_002)
 MARKS = (5_120, 10_240, SHORT, 40_960, 61_440, 81_920, LONG)
 DEEP = ("sb3", "maskable")
 BUDGETS = {10_000: False, 5_000: True, 2_500: True}
@@ -91,13 +91,13 @@ def learning(name: str, seeds: int) -> Figures:
 
 
 def tuned(contender: Contender) -> float:
-    """The constant that earns most on a seed and in sessions that are not reported."""
+    """The constant that earns most on seeds and in sessions that are not reported."""
     if isinstance(contender.grid, str):
         return float(kept()[f"learning_{contender.grid}_constant"].value)  # measured before
 
     def earned(value: float) -> float:
-        (agent,) = contender.learn(value, TUNE_SEED, [contender.steps])
-        return held_out_return(agent, world(), TUNE_SESSION)
+        runs = (contender.learn(value, seed, [contender.steps]) for seed in TUNE_SEEDS)
+        return sum(held_out_return(agent, world(), TUNE_SESSION) for run in runs for agent in run)
 
     return max(contender.grid, key=earned)
 

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from agents.chart import CHART_HEIGHT, draw_line_chart
+from agents.svg import Svg
 from benchmarks.figures import RESULTS
 from letta_gym.envs.checks import CHECKS_ANY, CHECKS_SINGLE, CHECKS_VECTOR, CHECKS_WRAPPER
 from letta_gym.files import write_atomically
@@ -147,6 +149,42 @@ def _value(value: float | bool) -> str:
     return f"{value:,.4g}" if isinstance(value, float) and value < 1000 else f"{value:,.0f}"
 
 
+SHOWN = {
+    "ppo": "PPO",
+    "ppo_long": "PPO, longer",
+    "blank": "PPO, blank start",
+    "maskable": "MaskablePPO",
+    "sb3": "SB3 PPO",
+    "linucb_per_skill": "LinUCB per skill",
+    "thompson": "Thompson",
+    "linucb": "LinUCB",
+}
+"""Contenders of the plot, and their names there."""
+
+
+def learning_curves() -> str:
+    """The learning curves that were measured last, as SVG."""
+    kept = json.loads(CURVES.read_text(encoding="utf-8"))
+    series = {
+        shown: (kept[name]["steps"], kept[name]["mean"])
+        for name, shown in SHOWN.items()
+        if name in kept
+    }
+    picture = Svg(CHART_HEIGHT)
+    draw_line_chart(picture, series, "Learning in a fixed world", "decisions", "return of a task")
+    return picture.source()
+
+
+def curves() -> str:
+    """The table of what was learned, below the plot of it where curves are kept."""
+    shown = "![Return by decisions](learning.svg)\n\n" if CURVES.is_file() else ""
+    return shown + figures("curves")
+
+
+CURVES = RESULTS / "curves" / "learning.json"
+PICTURES: Mapping[str, tuple[Path, Callable[[], str]]] = {"learning.svg": (CURVES, learning_curves)}
+"""Picture of this folder -> the file that it is made from, and what makes it."""
+
 GENERATED: Mapping[str, Mapping[str, Callable[[], str]]] = {
     "environment.md": {
         "features": lambda: columns(FEATURES),
@@ -162,7 +200,7 @@ GENERATED: Mapping[str, Mapping[str, Callable[[], str]]] = {
     },
     "speed.md": {
         "speed": lambda: figures("speed"),
-        "curves": lambda: figures("curves"),
+        "curves": curves,
         "ray": lambda: figures("ray"),
     },
     "letta.md": {
@@ -199,7 +237,10 @@ def _literal(text: str) -> str:
 
 
 def main() -> None:
-    """Write every file that has generated parts."""
+    """Write every file that has generated parts, and every picture whose figures are kept."""
+    for name, (source, make) in PICTURES.items():
+        if source.is_file():
+            write_atomically(DOCS / name, make().encode())
     for name in GENERATED:
         path = DOCS / name
         write_atomically(path, built(name, path.read_text(encoding="utf-8")).encode())

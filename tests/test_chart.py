@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable
 from typing import Any, TypeAlias
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -13,12 +14,24 @@ from numpy.typing import NDArray
 
 from agents.canvas import ACCENT, PALETTE, PLAIN, WIDTH, Canvas, shortened, text_width
 from agents.canvas import font as canvas_font
-from agents.chart import Axis, Row, interval_chart, line_chart, nice_step, number, spread
+from agents.chart import (
+    CHART_HEIGHT,
+    Axis,
+    Row,
+    draw_line_chart,
+    interval_chart,
+    line_chart,
+    nice_step,
+    number,
+    spread,
+)
+from agents.svg import Svg
 from letta_gym.errors import LettaGymError
 
 Picture: TypeAlias = NDArray[np.uint8]
 Box: TypeAlias = tuple[float, float, float, float]
 
+SVG = "{http://www.w3.org/2000/svg}"
 LONG = "learned with rehearsal, averaged weights (EMA 0.99) and a very long name indeed"
 
 
@@ -270,3 +283,23 @@ def test_impossible_curves_are_refused(series: dict[str, Any], message: str) -> 
 def test_a_scale_below_one_is_refused() -> None:
     with pytest.raises(LettaGymError, match="at least 1; got 0"):
         interval_chart(plain_rows([1.0]), "Title", "unit", scale=0)
+
+
+def test_a_chart_as_svg_holds_the_curves_and_the_names() -> None:
+    picture = Svg(CHART_HEIGHT)
+    draw_line_chart(picture, {"a & b": ([0, 1], [0, 1]), "c": ([0, 1], [1, 0])}, "T", "x", "y")
+    root = ElementTree.fromstring(picture.source())
+    texts = {text.text: text for text in root.iter(f"{SVG}text")}
+    curves = [
+        line.attrib["points"].split()
+        for line in root.iter(f"{SVG}polyline")
+        if line.attrib["stroke-width"] == "2.2"
+    ]
+
+    assert {"a & b", "c", "T", "x", "y"} <= set(texts)
+    (up, down) = ([tuple(map(float, point.split(","))) for point in curve] for curve in curves)
+    assert up[0][0] == down[0][0] < up[1][0] == down[1][0]
+    assert up[0][1] == down[1][1] > up[1][1] == down[0][1]
+    assert {texts["a & b"].attrib["fill"], texts["c"].attrib["fill"]} == {
+        f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in PALETTE[:2]
+    }

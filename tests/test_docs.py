@@ -28,7 +28,7 @@ from agents.replay_config import ReplayRunConfig
 from agents.stream_run import CURVES
 from agents.suite_comparison import line_up
 from agents.trial import metrics
-from docs.build import GENERATED, built
+from docs.build import DOCS, GENERATED, PICTURES, built
 from letta_gym import cli, errors
 from letta_gym.config import load
 from letta_gym.envs.deployment import ReplayConfig
@@ -80,6 +80,14 @@ def test_the_generated_parts_are_what_the_code_generates(name: str) -> None:
     page = PAGES[f"docs/{name}"]
 
     assert built(name, page) == page, "make it anew with: python -m docs.build"
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_picture_is_there_with_its_figures_and_is_what_the_code_draws(name: str) -> None:
+    source, make = PICTURES[name]
+    assert (DOCS / name).is_file() == source.is_file()
+    if source.is_file():
+        assert (DOCS / name).read_text(encoding="utf-8") == make()
 
 
 def test_every_configuration_key_is_documented_with_its_value() -> None:
