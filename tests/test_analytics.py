@@ -110,6 +110,10 @@ def test_the_command_line_reports_and_transfers(
 
         assert "6 settled decisions" in text
         assert "2023-11-14 22:00" in text
+        assert text.split("by chance)\n")[1].startswith("\n"), "the two come always, alone or not"
+        assert "not used for" in text.split("proposed for pruning")[1]
+        calm = run("data", "report", "--set", "stale_days=100000")
+        assert "not used for" not in calm
         assert said["trend"][0]["decisions"] == 6
         assert said["skills"][skill("a").content_hash] == "a"
 
@@ -119,6 +123,18 @@ def test_the_command_line_reports_and_transfers(
         file = str(tmp_path / "a.bundle")
         assert "2 skills, 12 outcomes" in run("transfer", "pack", "--source", "ada", "--out", file)
         assert "new" in run("transfer", "take", file, "--to", "bob", "--conflicts", "keep")
+
+
+def test_a_summary_tells_what_is_used_together_and_proposes_what_to_prune() -> None:
+    trials = [trial(n, 1.0, "a", "b") for n in range(6)] + [trial(n, 1.0, "c") for n in range(6)]
+    now = START + 70 * DAY
+    said = summarise(trials, ["a", "b", "c"], now)
+
+    (pair,) = said.together
+    assert (pair.one, pair.other, pair.lift) == ("a", "b", 2.0)
+    assert [one.key for one in said.prune] == ["a", "b", "c"]
+    assert "not used for 70 days" in said.prune[0].reason
+    assert summarise(trials, ["a"], now, quality=QualityConfig(stale_days=71)).prune == ()
 
 
 def test_the_database_and_the_log_give_the_same_figures(tmp_path: Path) -> None:

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from enum import Enum
 
 from letta_gym.feedback.beta import Beta, Rate, difference, success
-from letta_gym.feedback.quality import QualityTracker, SkillQuality, Trial
+from letta_gym.feedback.quality import (
+    CoUse,
+    Proposal,
+    QualityConfig,
+    QualityTracker,
+    SkillQuality,
+    Trial,
+)
 
 
 class Period(Enum):
@@ -67,6 +74,8 @@ class Summary:
         saved: of all saved tokens.
         top, bottom: skills by success rate, the best and the worst first; each with enough uses.
         unused: skills that were never loaded.
+        prune: skills that a person may want to remove, and why; nothing is removed.
+        together: skills that were loaded together more often than by chance, by lift.
     """
 
     whole: Point | None
@@ -77,6 +86,8 @@ class Summary:
     top: tuple[SkillQuality, ...]
     bottom: tuple[SkillQuality, ...]
     unused: tuple[str, ...]
+    prune: tuple[Proposal, ...]
+    together: tuple[CoUse, ...]
 
 
 def trend(trials: Sequence[Trial], period: Period) -> list[Point]:
@@ -116,6 +127,7 @@ def summarise(
     price: float = 0.0,
     most: int = 5,
     min_uses: int = 5,
+    quality: QualityConfig | None = None,
 ) -> Summary:
     """A deployment in numbers.
 
@@ -126,8 +138,9 @@ def summarise(
         price: of a token.
         most: skills in ``top`` and in ``bottom``.
         min_uses: uses that a skill needs to be in one of them.
+        quality: constants by which skills are judged, such as how fast outcomes grow old.
     """
-    tracker = QualityTracker()
+    tracker = QualityTracker(quality)
     tracker.add(trials)
     table = tracker.table(keys, now)
     known = [one for one in table if one.uses >= min_uses]
@@ -143,6 +156,8 @@ def summarise(
         top=tuple(known[:most]),
         bottom=tuple(known[::-1][:most]),
         unused=unused,
+        prune=tuple(tracker.prune(keys, now)),
+        together=tuple(pair for pair in tracker.co_use()[:most] if pair.lift > 1),
     )
 
 

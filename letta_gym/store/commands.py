@@ -69,12 +69,15 @@ def report(options: argparse.Namespace) -> int:
     """``letta-gym data report``: trends, policies and skills of a store."""
     import time
 
+    from letta_gym.config import override, resolve
     from letta_gym.feedback.analytics import Period, compare_policies, summarise, trend
+    from letta_gym.feedback.quality import QualityConfig
 
+    quality = resolve(QualityConfig, override({}, options.set), "the quality tracker")
     with _store(options) as store:
         trials = [t for t in store.trials() if options.agent in (None, t.agent)]
         names = {version.key: version.skill for version in store.history().versions().values()}
-    summary = summarise(trials, [*names], time.time(), price=options.price)
+    summary = summarise(trials, [*names], time.time(), price=options.price, quality=quality)
     points = trend(trials, Period[options.period.upper()])
     policies = compare_policies(trials)
     if options.json:
@@ -183,6 +186,7 @@ def add(commands: Any) -> None:
     one.add_argument("--period", choices=("hour", "day"), default="day", help="of a trend (day)")
     one.add_argument("--price", type=float, default=0.0, metavar="P", help="of a token (0)")
     one.add_argument("--json", action="store_true", help="print JSON")
+    _add_constants(one, "the quality tracker, such as half_life_days=30")
 
     one = _command(of_data, "seed", seed, "offer a library of skills to every agent")
     one.add_argument("--skills", metavar="DIR", help="folder of SKILL.md (the bundled ones)")
@@ -246,12 +250,12 @@ def _command(
 
 def _add_policy(command: argparse.ArgumentParser) -> None:
     command.add_argument("policy", metavar="POLICY", help="policy file, or digest of a known one")
+    _add_constants(command, "the gate, such as margin=0.01")
+
+
+def _add_constants(command: argparse.ArgumentParser, whose: str) -> None:
     command.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="a constant of the gate, such as margin=0.01",
+        "--set", action="append", default=[], metavar="KEY=VALUE", help=f"a constant of {whose}"
     )
 
 
@@ -311,6 +315,10 @@ def _report_text(
     for title, skills in (("best skills", summary.top), ("worst skills", summary.bottom)):
         lines += ["", title]
         lines += [f"{names[s.key]:32s} {rate(s.success)}  {s.verdict}" for s in skills]
+    lines += ["", "used together (times more often than by chance)"]
+    lines += [f"{names[p.one]} + {names[p.other]}  {p.lift:.1f}" for p in summary.together]
+    lines += ["", "proposed for pruning; nothing is removed"]
+    lines += [f"{names[one.key]:32s} {one.reason}" for one in summary.prune]
     return "\n".join(lines)
 
 
