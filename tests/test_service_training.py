@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -186,15 +187,17 @@ def test_a_killed_run_is_marked_in_time_and_resumed_bit_for_bit(
     assert done["attempts"] == 4
 
 
-def test_a_lease_that_runs_out_is_noticed_by_another_process(tmp_path: Path) -> None:
-    """The supervisor dies while no service runs; the next one says so."""
-    changes = settings(tmp_path)
+def test_a_lease_that_runs_out_is_noticed_in_time_by_another_process(tmp_path: Path) -> None:
+    """The supervisor dies while no service runs; the next one says so. The settings are ours."""
+    changes = config(tmp_path)
     with running(changes) as client:
         run = start(client, LONG).json()["id"]
         wait(client, run, going)
     kill(tmp_path / "training", "letta_gym.service.supervisor")
+    killed = time.monotonic()
     with running(changes) as client:
-        assert wait(client, run, ended, SECONDS)["status"] == "lost"
+        assert wait(client, run, ended)["status"] == "lost"
+        assert time.monotonic() - killed < SECONDS
         other = start(client, TINY).json()["id"]
         finished(client, other)
 
@@ -240,6 +243,13 @@ def test_a_start_that_is_sent_twice_starts_one_run(client: TestClient) -> None:
     assert second.headers["Location"] == f"/training/runs/{first.json()['id']}"
     finished(client, first.json()["id"])
     assert start(client, LONG, headers=headers).status_code == 422
+
+
+def test_the_service_itself_imports_nothing_that_trains() -> None:
+    heavy = "{'tensorboard', 'agents'}"
+    code = f"import sys, letta_gym.service.app as _; print(*{heavy} & {{*sys.modules}})"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == ""
 
 
 # --- from the log ---------------------------------------------------------------------------------

@@ -82,11 +82,11 @@ def assignments(changes: Mapping[str, Value], kind: str) -> list[str]:
     Raises:
         ConfigError: a key that may not be set from here, or a value of another form.
     """
+    sections = ("train",) if kind == FROM_LOG else OPEN
     for key, value in changes.items():
         section, dot, _ = key.partition(".")
-        is_open = section in OPEN and dot and key not in _NOT_OPEN and "=" not in key
-        if key != "seed" and not (is_open and not (kind == FROM_LOG and section != "train")):
-            sections = ("train",) if kind == FROM_LOG else OPEN
+        is_open = section in sections and dot and key not in _NOT_OPEN and "=" not in key
+        if key != "seed" and not is_open:
             raise ConfigError(
                 f"{key!r} cannot be set here; 'seed' can, and keys that begin with "
                 + ", ".join(f"{one}." for one in sections)
