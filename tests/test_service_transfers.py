@@ -114,6 +114,7 @@ def test_a_conflict_is_resolved_by_saying_so(
     refused = take(client, data, "bob")
     assert refused.status_code == 409
     assert "dragon-care" in refused.json()["detail"]
+    assert [one["where"] for one in refused.json()["errors"]] == ["dragon-care"]
     assert client.get("/transfers", headers=to("bob")).json()["items"] == []
     done = take(client, data, "bob", f"?{choice}=dragon-care")
     assert done.json()["skills"] == {"dragon-care": fate}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -75,6 +75,7 @@ class ApiError(Exception):
         detail: what came, what was expected, what to do.
         retry_after: seconds after which trying again is sensible.
         figures: what speaks against it, in numbers.
+        errors: what of the request does not fit, by its parts.
     """
 
     def __init__(
@@ -83,10 +84,11 @@ class ApiError(Exception):
         detail: str,
         retry_after: float | None = None,
         figures: dict[str, Any] | None = None,
+        errors: Sequence[InvalidField] = (),
     ) -> None:
         super().__init__(detail)
         self.status, self.detail, self.retry_after = status, detail, retry_after
-        self.figures = figures
+        self.figures, self.errors = figures, [*errors]
 
 
 _TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}
@@ -165,8 +167,14 @@ def _answer(request: Request, status: int, detail: str, **more: Any) -> JSONResp
 
 async def _api_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ApiError)
-    after, figures = error.retry_after, error.figures
-    return _answer(request, error.status, error.detail, retry_after=after, figures=figures)
+    return _answer(
+        request,
+        error.status,
+        error.detail,
+        retry_after=error.retry_after,
+        figures=error.figures,
+        errors=error.errors,
+    )
 
 
 async def _library_error(request: Request, error: Exception) -> JSONResponse:

@@ -55,6 +55,16 @@ class Conflict(StrEnum):
     TAKE = "take"
 
 
+class UnresolvedError(BundleError):
+    """An agent has other contents of ``skills`` than the bundle, and nobody said what to do."""
+
+    def __init__(self, agent: str, skills: Sequence[str]) -> None:
+        self.skills, self.reason = tuple(skills), f"{agent!r} has other contents of {[*skills]}"
+        super().__init__(
+            f"{self.reason}; say for each whether to keep its own or take the bundle's (conflicts=)"
+        )
+
+
 class Transfers:
     """Packs bundles, takes them in, and recommends what is worth it.
 
@@ -246,10 +256,7 @@ class Transfers:
             else:
                 fates[skill.id] = "kept" if choice is Conflict.KEEP else "taken"
         if refused:
-            raise BundleError(
-                f"{agent.name!r} has other contents of {refused}; say for each whether to keep its "
-                "own or take the bundle's (conflicts=)"
-            )
+            raise UnresolvedError(agent.name, refused)
         return fates
 
 

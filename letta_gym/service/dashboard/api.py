@@ -8,7 +8,10 @@ from typing import Any
 import gradio as gr
 import httpx
 
+from letta_gym.service.access import AGENT_HEADER
+
 _SECONDS = 150.0  # longer than any deadline of a task
+_SHOWN = 12  # seconds that an error stands
 
 
 class Api:
@@ -26,13 +29,13 @@ class Api:
             transport=transport, base_url=address, timeout=_SECONDS, trust_env=False
         )
 
-    async def get(self, key: str, path: str, **query: Any) -> Any:
+    async def get(self, key: str, path: str, agent: str | None = None, **query: Any) -> Any:
         """The body of the answer to GET.
 
         Raises:
             gr.Error: in the words of the API.
         """
-        return await self.send(key, "GET", path, query=query)
+        return await self.send(key, "GET", path, query=query, agent=agent)
 
     async def send(
         self,
@@ -42,13 +45,17 @@ class Api:
         body: Any = None,
         query: Mapping[str, Any] | None = None,
         content: bytes | None = None,
+        agent: str | None = None,
     ) -> Any:
-        """The body of the answer; None where it has none.
+        """The body of the answer; None where it has none. ``agent`` is the one to act for.
 
         Raises:
-            gr.Error: in the words of the API, or because it cannot be reached.
+            Refused: in the words of the API.
+            gr.Error: it cannot be reached, or needs a key.
         """
         headers = {"Authorization": f"Bearer {key}"} if key else {}
+        if agent is not None:
+            headers[AGENT_HEADER] = agent
         try:
             answer = await self._client.request(
                 method, path, json=body, params=query, content=content, headers=headers
@@ -60,11 +67,21 @@ class Api:
         if answer.status_code == 401:
             raise told("An API key is needed", "Enter one at the top of the page.")
         if answer.is_error:
-            problem = answer.json()
-            raise told(str(problem["title"]), str(problem["detail"]))
-        return answer.json() if answer.content else None
+            raise Refused(answer.json())
+        if answer.headers.get("content-type") != "application/json":
+            return answer.content or None
+        return answer.json()
+
+
+class Refused(gr.Error):
+    """An error of the API, as it was answered."""
+
+    def __init__(self, problem: Mapping[str, Any]) -> None:
+        title, detail = str(problem["title"]), str(problem["detail"])
+        super().__init__(detail, title=title, duration=_SHOWN, print_exception=False)
+        self.problem = problem
 
 
 def told(title: str, detail: str) -> gr.Error:
     """An error that the page shows in words."""
-    return gr.Error(detail, title=title, duration=12, print_exception=False)
+    return gr.Error(detail, title=title, duration=_SHOWN, print_exception=False)

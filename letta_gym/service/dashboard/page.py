@@ -9,7 +9,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when Gradio i
 
 import gradio as gr
 
-from letta_gym.service.dashboard import metrics, policies, run, skills, style, training
+from letta_gym.service.dashboard import metrics, policies, run, skills, style, training, transfer
 from letta_gym.service.dashboard.api import Api
 
 PATH = "/ui"
@@ -22,6 +22,7 @@ _TABS = (
     ("Training", training),
     ("Policies", policies),
     ("Metrics", metrics),
+    ("Transfer", transfer),
 )
 _FONTS = ["ui-sans-serif", "system-ui", "sans-serif"]
 

@@ -15,10 +15,10 @@ from letta_gym.feedback.transfer import Bundle
 from letta_gym.service import service
 from letta_gym.service.guard import caller_of, guarded, router
 from letta_gym.service.parameters import LONGEST_NAME, AgentHeader
-from letta_gym.service.problems import ApiError
+from letta_gym.service.problems import ApiError, InvalidField
 from letta_gym.service.routes.skills import UPLOAD
 from letta_gym.store.models import TransferRow, Viewer
-from letta_gym.store.transfers import Conflict, Transfers
+from letta_gym.store.transfers import Conflict, Transfers, UnresolvedError
 
 transfers: APIRouter = router("transfers")
 
@@ -205,6 +205,10 @@ def _taken(
         raise ApiError(422, str(error)) from error
     try:
         row = Transfers(of.store).take_in(bundle, viewer.name, conflicts=chosen, actor=actor)
+    except UnresolvedError as error:
+        asked = [InvalidField(where=skill, problem="keep or take?") for skill in error.skills]
+        said = "; name each of these skills in keep= or in take="
+        raise ApiError(409, f"{error.reason}{said}", errors=asked) from error
     except (BundleError, StoreError) as error:
         raise ApiError(409, str(error)) from error
     return bundle, row
