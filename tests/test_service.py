@@ -608,3 +608,30 @@ def test_what_changes_state_is_in_the_audit(fresh: TestClient) -> None:
         ("local", "offer skill", "default/mine"),
         ("local", "withdraw skill", "default/mine"),
     ]
+
+
+def test_a_skill_shows_its_versions_and_its_success(tmp_path: Path) -> None:
+    with running(config(tmp_path)) as client:
+        skill = {"name": "page-merger", "description": TASK, "body": "Use the merge tool."}
+        assert client.post("/skills", json=skill).status_code == 201
+        for success in (1.0, 0.0):
+            chosen = client.post("/tasks/select", json={"task": TASK, "k": 1}).json()
+            assert [one["id"] for one in chosen["skills"]] == ["page-merger"]
+            said = {"success": success}
+            client.post(f"/tasks/{chosen['decision_id']}/feedback", json=said)
+        changed = {"description": TASK, "body": "Use another tool, with care."}
+        assert client.put("/skills/page-merger", json=changed).status_code == 200
+
+        history = client.get("/skills/page-merger/history").json()
+        new, old = history["versions"]
+        assert (new["current"], new["chosen"], new["success"]["count"]) == (True, 0, 0)
+        assert (old["current"], old["chosen"], old["success"]["mean"]) == (False, 2, 0.5)
+        (day,) = history["days"]
+        assert (day["success"]["count"], day["success"]["mean"]) == (2, 0.5)
+        (figures,) = [
+            one
+            for one in client.get("/metrics/skills").json()["items"]
+            if one["id"] == "page-merger"
+        ]
+        assert figures["recent"] == figures["success"]
+        assert client.get("/skills/none-such/history").status_code == 404

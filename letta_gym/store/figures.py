@@ -98,6 +98,25 @@ class SkillFigures:
 
 
 @dataclass(frozen=True, slots=True)
+class VersionFigures:
+    """Figures of one content of a skill.
+
+    Attributes:
+        content_hash: which.
+        since: when it was first seen, Unix seconds.
+        tokens: of its instructions.
+        chosen: how often.
+        success: of the graded outcomes in which it was loaded.
+    """
+
+    content_hash: str
+    since: float
+    tokens: int
+    chosen: int
+    success: Mean
+
+
+@dataclass(frozen=True, slots=True)
 class Point:
     """A stretch of time that begins at ``at``, Unix seconds."""
 
@@ -191,11 +210,54 @@ class Figures:
                 for skill, chosen, loaded, n, mean, new, late, last in session.execute(query)
             ]
 
-    def trend(self, since: float, width: float) -> list[Point]:
+    def versions(self, skill: str) -> list[VersionFigures]:
+        """Figures of every content that a skill had, the newest first."""
+        known = (
+            select(
+                VersionRow.content_hash,
+                func.min(VersionRow.created_at),
+                func.max(VersionRow.tokens),
+            )
+            .join(SkillRow, SkillRow.id == VersionRow.skill_id)
+            .where(SkillRow.skill == skill)
+            .group_by(VersionRow.content_hash)
+        )
+        good = and_(PickRow.loaded.is_(True), _GRADED)
+        used = (
+            select(
+                VersionRow.content_hash,
+                func.count(),
+                func.count(case((good, 1))),
+                func.avg(case((good, OutcomeRow.success))),
+            )
+            .select_from(PickRow)
+            .join(DecisionRow, DecisionRow.id == PickRow.decision_id)
+            .outerjoin(OutcomeRow, OutcomeRow.decision_id == PickRow.decision_id)
+            .join(VersionRow, VersionRow.id == PickRow.version_id)
+            .join(SkillRow, SkillRow.id == VersionRow.skill_id)
+            .where(_CARRIED_OUT, SkillRow.skill == skill)
+            .group_by(VersionRow.content_hash)
+        )
+        with self._database.read(self._viewer) as session:
+            did = {key: rest for key, *rest in session.execute(used)}
+            found = [
+                VersionFigures(key, since, tokens, chosen, Mean.of(count, mean))
+                for key, since, tokens in session.execute(known)
+                for chosen, count, mean in [did.get(key, (0, 0, None))]
+            ]
+        return sorted(found, key=lambda one: (-one.since, one.content_hash))
+
+    def trend(self, since: float, width: float, skill: str | None = None) -> list[Point]:
         """Success and reward of what was decided in stretches of ``width`` seconds.
 
-        Stretches in which nothing was that has an outcome are left out.
+        Stretches in which nothing was that has an outcome are left out. With ``skill``, of the
+        outcomes for which it was loaded, in whatever version.
         """
+        asked = [_CARRIED_OUT, DecisionRow.decided_at >= since]
+        if skill is not None:
+            of_skill = select(VersionRow.id).join(SkillRow, SkillRow.id == VersionRow.skill_id)
+            with_it = PickRow.version_id.in_(of_skill.where(SkillRow.skill == skill))
+            asked.append(_LOADED.where(with_it))
         # round(x - 0.5) and not floor(x): SQLite has the latter only where it was built with it.
         stretch = func.round(DecisionRow.decided_at / width - 0.5)
         query = (
@@ -205,7 +267,7 @@ class Figures:
                 func.avg(case((_GRADED, OutcomeRow.success))),
                 func.avg(OutcomeRow.reward),
             )
-            .where(_CARRIED_OUT, DecisionRow.decided_at >= since)
+            .where(*asked)
             .group_by(stretch)
             .order_by(stretch)
         )

@@ -6,6 +6,7 @@ seen is kept as pictures in ``LETTA_GYM_TEST_PICTURES``, where that names a fold
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
@@ -33,6 +34,7 @@ from playwright.sync_api import Page, expect, sync_playwright  # noqa: E402
 ROOT = Path(__file__).parent.parent.parent
 PICTURES = os.environ.get("LETTA_GYM_TEST_PICTURES")
 TASK = "Zap the frobnicators before lunch"
+DRAGON = "Feed and groom a dragon before it flies"
 FLAGS = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
@@ -188,7 +190,7 @@ def test_a_policy_is_uploaded_promoted_and_rolled_back(page: Page, folder: Path)
     open_tab(page, "Policies")
     shown = page.locator("#policies")
     expect(shown).to_contain_text("untrained baseline")
-    page.set_input_files("input[type=file]", folder / "other.safetensors")
+    page.set_input_files("#policy-file input[type=file]", folder / "other.safetensors")
     expect(shown).to_contain_text(other.digest[:12])
     pick(page, other.digest)
     page.click("#judge")
@@ -281,10 +283,72 @@ def test_metrics_follow_from_what_was_run(page: Page) -> None:
     picture(page, "metrics")
 
 
+def test_a_skill_shows_its_history(page: Page) -> None:
+    open_tab(page, "Skills")
+    page.locator("#skills-table").get_by_text("api-design", exact=True).last.click()
+    expect(page.locator("#skill-detail")).to_contain_text("Versions")
+    expect(page.locator("#skill-detail tr.lg-on")).to_have_count(1)
+    picture(page, "skill")
+
+
+@pytest.fixture(scope="module")
+def team(address: str) -> None:
+    """An agent that did well with a skill of which another has a content of its own."""
+    skill = {"name": "dragon-care", "description": DRAGON, "body": "Coal first.", "scope": "team"}
+    for agent, body in (("ada", skill), ("bob", {**skill, "body": "Sing to it."})):
+        post(f"{address}/agents", {"name": agent, "team": "dragons", "scope": "team"})
+        post(f"{address}/skills", body, agent)
+    for _ in range(8):
+        made = post(f"{address}/tasks/select", {"task": DRAGON}, "ada")["decision_id"]
+        post(f"{address}/tasks/{made}/feedback", {"success": 1.0}, "ada")
+    post(f"{address}/tasks/select", {"task": DRAGON}, "bob")
+
+
+def post(url: str, body: dict[str, Any], agent: str = "default") -> Any:
+    headers = {"Content-Type": "application/json", "Letta-Agent": agent}
+    asked = urllib.request.Request(url, json.dumps(body).encode(), headers)
+    with urllib.request.urlopen(asked, timeout=60) as answer:
+        return json.load(answer)
+
+
+def pick(page: Page, box: str, option: str) -> None:
+    page.click(f"{box} input")
+    page.get_by_role("option", name=re.compile(option)).click()
+
+
+def test_a_recommended_skill_is_taken_over_once_its_conflict_is_decided(
+    page: Page, team: None
+) -> None:
+    open_tab(page, "Transfer")
+    pick(page, "#transfer-agent", "bob")
+    shown = page.locator("#transfers")
+    expect(shown).to_contain_text("it has another of this name")
+    picture(page, "transfer")
+    pick(page, "#transfer-offer", "dragon-care")
+    page.click("#transfer-accept")
+    page.locator("#transfer-conflicts").get_by_text("dragon-care").click()
+    picture(page, "transfer-conflict")
+    page.click("#transfer-go")
+    expect(page.locator("#transfer-result")).to_contain_text("the bundle's was taken")
+
+
+def test_a_bundle_is_made_and_taken_in(page: Page, team: None, folder: Path) -> None:
+    open_tab(page, "Transfer")
+    pick(page, "#transfer-agent", "bob")
+    expect(page.locator("#transfers")).not_to_contain_text("This agent has no tasks yet")
+    pick(page, "#transfer-source", "ada")
+    page.click("#transfer-pack")
+    with page.expect_download() as coming:
+        page.locator("#transfer-packed a[download]").first.click()
+    coming.value.save_as(folder / "ada.bundle")
+    page.set_input_files("#transfer-file input[type=file]", folder / "ada.bundle")
+    expect(page.locator("#transfer-result")).to_contain_text("dragon-care")
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_a_narrow_window_shows_everything(browser: Any, address: str, theme: str) -> None:
     with page_at(browser, address, width=390, theme=theme) as page:
-        for name in ("Run a task", "Skills", "Training", "Policies", "Metrics"):
+        for name in ("Run a task", "Skills", "Training", "Policies", "Metrics", "Transfer"):
             open_tab(page, name)
             if name == "Run a task":
                 run_task(page, "Merge these three PDF files and number the pages")

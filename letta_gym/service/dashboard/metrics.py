@@ -6,9 +6,8 @@ from html import escape
 from typing import Any
 
 import gradio as gr
-import pandas as pd
 
-from letta_gym.service.dashboard import style
+from letta_gym.service.dashboard import charts, style
 from letta_gym.service.dashboard.api import Api
 
 _NONE = style.empty(
@@ -23,24 +22,15 @@ def tab(api: Api, key: gr.State) -> Any:
         days = gr.Dropdown(_SPANS, value=30, label="Time", scale=3)
         again = gr.Button("Refresh", scale=1, min_width=120)
     shown = gr.HTML(_NONE, elem_id="summary")
-    plot = gr.LinePlot(
-        x="day",
-        y="success",
-        y_lim=[0, 100],
-        x_title="",
-        y_title="Success, %",
-        label="Success by day",
-        height=260,
-        visible=False,
-        elem_id="trend",
-    )
+    plot = charts.of_success("Success by day", "trend")
     skills = gr.HTML()
 
     async def fill(secret: str, span: float) -> tuple[Any, ...]:
         glance = await api.get(secret, "/metrics/dashboard", days=span)
         width = "hour" if span <= 1 else "day"
         trend = await api.get(secret, "/metrics/trends/success", days=span, width=width)
-        return _summary(glance["summary"]), _trend(trend["points"]), _skills(glance)
+        points = [(one["at"], one["value"]) for one in trend["points"]]
+        return _summary(glance["summary"]), charts.success(points), _skills(glance)
 
     outputs = [shown, plot, skills]
     again.click(fill, [key, days], outputs)
@@ -60,19 +50,6 @@ def _summary(s: dict[str, Any]) -> str:
         ("Coverage", style.percent(s["coverage"]), "of the tasks got a skill"),
         ("Failures", style.number(s["failures"]), "outcomes that teach nothing"),
     )
-
-
-def _trend(points: list[dict[str, Any]]) -> Any:
-    known = [one for one in points if one["value"] is not None]
-    if len(known) < 2:
-        return gr.update(visible=False)
-    frame = pd.DataFrame(
-        {
-            "day": pd.to_datetime([one["at"] for one in known], unit="s"),
-            "success": [100 * one["value"] for one in known],
-        }
-    )
-    return gr.update(value=frame, visible=True)
 
 
 def _skills(glance: dict[str, Any]) -> str:

@@ -39,7 +39,10 @@ def tab(api: Api, key: gr.State) -> Any:
         label="Whatever the log says (the audit keeps that)", elem_id="force", container=False
     )
     file = gr.File(
-        label="Upload a policy file (.safetensors)", file_types=[".safetensors"], height=140
+        label="Upload a policy file (.safetensors)",
+        file_types=[".safetensors"],
+        height=140,
+        elem_id="policy-file",
     )
 
     async def fill(secret: str) -> tuple[Any, ...]:

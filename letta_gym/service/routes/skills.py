@@ -18,7 +18,7 @@ from letta_gym.service.archive import read_archive
 from letta_gym.service.guard import caller_of, guarded, router
 from letta_gym.service.parameters import NEXT, After, AgentHeader, Body, Limit, cursor, key_of
 from letta_gym.service.problems import ApiError
-from letta_gym.store.figures import Mean, SkillFigures, harmful
+from letta_gym.store.figures import DAY, Mean, SkillFigures, harmful
 from letta_gym.store.models import PRIVATE, Viewer
 from letta_gym.store.offers import Offer
 
@@ -95,6 +95,31 @@ class SkillPage(BaseModel):
     next: str | None = NEXT
 
 
+class VersionView(BaseModel):
+    """A content that a skill has or had."""
+
+    content_hash: str
+    current: bool
+    since: float = Field(description="when it was first seen, Unix seconds")
+    tokens: int
+    chosen: int
+    success: Mean = Field(description="of the graded outcomes for which it was loaded")
+
+
+class SkillPoint(BaseModel):
+    """A day that begins at ``at``, Unix seconds; days without an outcome are left out."""
+
+    at: float
+    success: Mean
+
+
+class SkillHistory(BaseModel):
+    """What a skill said and how it did: its versions, the newest first, and success by day."""
+
+    versions: list[VersionView]
+    days: list[SkillPoint]
+
+
 class RankedSkill(BaseModel):
     """How a skill did; a success is the mean of graded outcomes with its 95 % interval."""
 
@@ -102,6 +127,7 @@ class RankedSkill(BaseModel):
     chosen: int
     loaded: int
     success: Mean
+    recent: Mean = Field(description="its success in the last 7 days")
     uplift: float | None = Field(description="its success less that of tasks without a skill")
     harmful: bool = Field(description="its whole interval lies below that of no skill")
 
@@ -227,6 +253,38 @@ async def look(id: SkillId, request: Request, agent: AgentHeader = None) -> Any:
     return await _full(request, id, agent)
 
 
+@skills.get(
+    "/skills/{id}/history",
+    summary="Versions and success of a skill",
+    response_model=SkillHistory,
+    **guarded("read", 404),
+)
+async def history(id: SkillId, request: Request, agent: AgentHeader = None) -> Any:
+    """What a skill said over time and how it did, as far as the caller may see it."""
+    of, offer = service.of(request), await _offer(request, id, agent)
+    viewer = await of.seen_as(caller_of(request), agent)
+
+    def work() -> SkillHistory:
+        figures = of.store.figures(viewer)
+        versions = [
+            VersionView(
+                content_hash=one.content_hash,
+                current=one.content_hash == offer.skill.content_hash,
+                since=one.since,
+                tokens=one.tokens,
+                chosen=one.chosen,
+                success=one.success,
+            )
+            for one in figures.versions(id)
+        ]
+        points = figures.trend(0.0, DAY, id)
+        return SkillHistory(
+            versions=versions, days=[SkillPoint(at=p.at, success=p.success) for p in points]
+        )
+
+    return await asyncio.to_thread(work)
+
+
 @skills.put(
     "/skills/{id}",
     summary="Change a skill",
@@ -283,6 +341,7 @@ def ranking(
             chosen=one.chosen,
             loaded=one.loaded,
             success=one.success,
+            recent=one.recent,
             uplift=less(one.success.mean, alone.mean),
             harmful=one.skill in bad,
         )
