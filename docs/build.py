@@ -198,6 +198,7 @@ GENERATED: Mapping[str, Mapping[str, Callable[[], str]]] = {
         "ablation": ablation,
         "default": lambda: first_day(FIRST_DAY),
     },
+    "service.md": {"figures": lambda: figures("service")},
     "speed.md": {
         "speed": lambda: figures("speed"),
         "curves": curves,

@@ -50,8 +50,8 @@ class Api:
         """The body of the answer; None where it has none. ``agent`` is the one to act for.
 
         Raises:
-            Refused: in the words of the API.
-            gr.Error: it cannot be reached, or needs a key.
+            gr.Error: in the words of the API, with its ``problem``; or because it cannot be
+                reached or needs a key.
         """
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         if agent is not None:
@@ -67,19 +67,13 @@ class Api:
         if answer.status_code == 401:
             raise told("An API key is needed", "Enter one at the top of the page.")
         if answer.is_error:
-            raise Refused(answer.json())
+            problem = answer.json()
+            refused = told(str(problem["title"]), str(problem["detail"]))
+            refused.problem = problem
+            raise refused
         if answer.headers.get("content-type") != "application/json":
             return answer.content or None
         return answer.json()
-
-
-class Refused(gr.Error):
-    """An error of the API, as it was answered."""
-
-    def __init__(self, problem: Mapping[str, Any]) -> None:
-        title, detail = str(problem["title"]), str(problem["detail"])
-        super().__init__(detail, title=title, duration=_SHOWN, print_exception=False)
-        self.problem = problem
 
 
 def told(title: str, detail: str) -> gr.Error:

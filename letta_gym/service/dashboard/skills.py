@@ -144,7 +144,8 @@ def _trend(did: dict[str, Any] | None) -> int | None:
     """Success of the last week less that of all time, in percentage points."""
     if did is None or not did["recent"]["count"]:
         return None
-    return round(100 * (did["recent"]["mean"] - did["success"]["mean"]))
+    difference: float = did["recent"]["mean"] - did["success"]["mean"]
+    return round(100 * difference)
 
 
 def _status(did: dict[str, Any] | None, count: int) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 
 from letta_gym.service.dashboard import style
-from letta_gym.service.dashboard.api import Api, Refused, told
+from letta_gym.service.dashboard.api import Api, told
 
 _NO_TASKS = style.empty(
     "This agent has no tasks yet",
@@ -137,9 +137,10 @@ class _Actions:
             done = await self.api.send(
                 secret, "POST", "/transfers", content=data, query=choices, agent=agent
             )
-        except Refused as refused:
-            names = [one["where"] for one in refused.problem.get("errors", [])]
-            if refused.problem["status"] != 409 or not names:
+        except gr.Error as refused:
+            problem = getattr(refused, "problem", {})
+            names = [one["where"] for one in problem.get("errors", [])]
+            if problem.get("status") != 409 or not names:
                 raise
             return data, names, gr.update(visible=True), gr.update(choices=names, value=[]), ""
         gr.Info("Taken in: the next choice knows.")
