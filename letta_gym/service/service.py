@@ -120,7 +120,6 @@ class Service:
         await asyncio.to_thread(self.carrier.close)
         await asyncio.to_thread(self.embedder.close)
         self.tasks.close()
-        self.embedder.close()
         self._writer.shutdown()
         self.store.close()
 
