@@ -399,7 +399,7 @@ def test_the_policy_file_says_how_it_was_made(
     assert (policy.weights["score_linear"] != run.model.parameters["score_linear"]).any()
 
 
-def test_the_exported_policy_chooses_like_the_trained_network(
+def test_the_exported_policy_chooses_like_the_trained_network_with_its_opening(
     evaluated: tuple[Path, Run, dict[str, Any]],
 ) -> None:
     folder, run, _ = evaluated
@@ -407,7 +407,8 @@ def test_the_exported_policy_chooses_like_the_trained_network(
     assert suite.vectors is not None
     installed = suite.library.ids[:6]
     selector = SkillSelector.load(folder / POLICY, Path(train.__file__).parent / "skills")
-    weights = run.ppo.parameters
+    weights, opening = run.ppo.parameters, selector.policy.opening
+    assert opening is not None
     choices = set()
     for task in range(0, len(suite.tasks), 10):
         text, vector = suite.tasks[task].text, suite.vectors.tasks.matrix[task]
@@ -416,6 +417,7 @@ def test_the_exported_policy_chooses_like_the_trained_network(
         f = features(situation, run.config.evidence, run.config.env.token_price / 1000)
         c = context(situation, f)
         logits, _, _ = network.forward(weights, f, c, situation.mask)
+        opening.settle(logits, c, selector.shelf.likeness)
         picks = [i for i in subset.greedy(logits, 3)[0].tolist() if i >= 0]
         chosen = session.select(text, embedding=vector, available=installed)
         assert {s.id for s in chosen.skills} == {selector.shelf.ids[rows[i]] for i in picks}
