@@ -79,8 +79,8 @@ def _settle(batch: Sequence[tuple[Entry, asyncio.Future[None]]], error: Exceptio
 class JournalLog:
     """The :class:`~letta_gym.feedback.decision.DecisionLog` of one agent's selector.
 
-    Decisions go to the journal, and outcomes are on the database before the
-    selector hears of them (see :meth:`letta_gym.service.desk.Desk.record`).
+    Decisions go to the journal, and outcomes are on the database before the selector hears of them
+    (see :meth:`letta_gym.service.desk.Desk.record`).
     """
 
     def __init__(self, journal: Journal, log: StoreLog) -> None:
