@@ -97,7 +97,8 @@ def test_a_policy_with_the_term_trains_is_exported_and_serves_as_it_was_trained(
     run = Run(config, tmp_path)
     run.train()
     run.finish(0.0, None)
-    policy = Policy.load(tmp_path / "policy.safetensors")
+    # Without its opening, whose STOP depends on the best score.
+    policy = replace(Policy.load(tmp_path / "policy.safetensors"), opening=None)
     assert bilinear.rank(policy.weights) == 2
     assert np.abs(policy.weights[bilinear.SKILL]).max() > 0
 
