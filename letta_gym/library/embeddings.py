@@ -221,7 +221,7 @@ class VectorSpace:
             return True
         if self.probes.shape != other.probes.shape or not len(self.probes):
             return False
-        return bool(_cosines(self.probes, other.probes).min() >= SAME_MODEL)
+        return lowest_cosine(self.probes, other.probes) >= SAME_MODEL
 
 
 def check_same_model(expected: EmbedderIdentity, probes: Float, embedder: Embedder) -> None:
@@ -242,19 +242,19 @@ def check_same_model(expected: EmbedderIdentity, probes: Float, embedder: Embedd
             f"the vectors come from {expected} with probes of shape {probes.shape}, "
             f"the embedder is {found}; {remedy}"
         )
-    cosines = _cosines(probes, embedder.encode(PROBES))
-    if cosines.min() < SAME_MODEL:
+    lowest = lowest_cosine(probes, embedder.encode(PROBES))
+    if lowest < SAME_MODEL:
         raise EmbeddingError(
             f"the vectors come from {expected}, the embedder is {found}, and they disagree: lowest "
-            f"cosine {cosines.min():.3f} on the probes, expected {SAME_MODEL} or more; {remedy}"
+            f"cosine {lowest:.3f} on the probes, expected {SAME_MODEL} or more; {remedy}"
         )
 
 
-def _cosines(first: Float, second: Float) -> NDArray[np.float64]:
+def lowest_cosine(first: Float, second: Float) -> float:
+    """Lowest cosine between the rows of ``first`` and those of ``second``, both (n, D), n > 0."""
     a, b = first.astype(np.float64), second.astype(np.float64)
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    cosines: NDArray[np.float64] = (a * b).sum(axis=1) / norms
-    return cosines
+    return float(((a * b).sum(axis=1) / norms).min())
 
 
 def _encode_each(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from letta_gym.errors import PolicyFileError
 from letta_gym.files import write_atomically
-from letta_gym.library.embeddings import SAME_MODEL
+from letta_gym.library.embeddings import SAME_MODEL, lowest_cosine
 from letta_gym.library.vectors import SuiteVectors
 from letta_gym.selection import network
 from letta_gym.selection.observation import schema_hash
@@ -116,7 +115,7 @@ class Registry:
         Policy.from_file(file)
         mine = self._space.probes
         same_shape = file.probes.shape == mine.shape
-        if not same_shape or (cosine := _lowest_cosine(file.probes, mine)) < SAME_MODEL:
+        if not same_shape or (cosine := lowest_cosine(file.probes, mine)) < SAME_MODEL:
             found = f"lowest cosine {cosine:.3f}" if same_shape else f"shape {file.probes.shape}"
             raise PolicyFileError(
                 f"the policy was trained with {file.header.embedder.identity}, the service uses "
@@ -146,9 +145,3 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise PolicyFileError(f"cannot read the policy {path}: {error.strerror}") from error
-
-
-def _lowest_cosine(first: np.ndarray[Any, Any], second: np.ndarray[Any, Any]) -> float:
-    a, b = first.astype(np.float64), second.astype(np.float64)
-    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    return float(((a * b).sum(axis=1) / norms).min())
