@@ -41,14 +41,16 @@ from benchmarks.runtime import (
 from letta_gym.envs.vector import SkillSelectionVectorEnv
 from letta_gym.library.passages import described
 from letta_gym.library.skills import SkillLibrary
-from letta_gym.library.suite import bundled_suite
+from letta_gym.library.suite import Suite, bundled_suite
 from letta_gym.library.vectors import SuiteVectors, VectorTable, snap, text_hash
 from letta_gym.selection.runtime import SkillSelector
+from letta_gym.selection.session import Query
 from letta_gym.selection.shelf import Shelf
 
 ID = "letta_gym/MockSkillSelection-v0"
 BATCHES, PEER, STEPS, REPEATS = (16, 64, 256, 1024), 256, 64, 3
 LIBRARIES, OUTCOMES, SLOTS = (1_000, 10_000, 100_000), 5_000, 64
+AT_ONCE = 16  # tasks in one call
 
 
 def rates(runs: Mapping[str, Callable[[], int]], repeats: int = REPEATS) -> dict[str, float]:
@@ -183,13 +185,28 @@ def searching(table: VectorTable, vectors: SuiteVectors) -> Callable[[int], None
     return search
 
 
+def rounds(selector: SkillSelector, suite: Suite, vectors: SuiteVectors) -> Callable[[int], None]:
+    """A function that chooses for the i-th tasks of the suite, :data:`AT_ONCE` of them."""
+    tasks = zip(suite.tasks, vectors.tasks.matrix, strict=True)
+    queries = [Query(task.text, embedding=vector) for task, vector in tasks]
+
+    def choose(i: int) -> None:
+        first = i * AT_ONCE % (len(queries) - AT_ONCE)
+        selector.select_many(queries[first : first + AT_ONCE])
+
+    return choose
+
+
 def latency(vectors: SuiteVectors) -> dict[str, Figure]:
     """Median microseconds of one choice, and how often the time of bare top-k that is."""
     suite, policy = bundled_suite(), untrained(vectors, slots=SLOTS)
     skills, table = library_of_64(suite, vectors)
     small = SkillSelector(policy, Shelf(skills, policy, table))
-    (alone,) = medians(choices(small, suite, vectors))
-    figures = {"select_64_candidates_us": below(alone, 100)}
+    alone, together = medians(choices(small, suite, vectors), rounds(small, suite, vectors))
+    figures = {
+        "select_64_candidates_us": below(alone, 100),
+        f"select_64_candidates_{AT_ONCE}_at_once_us": Figure(together / AT_ONCE),
+    }
     for size in LIBRARIES:
         skills, table = library(vectors, size)
         empty, full = (SkillSelector(policy, Shelf(skills, policy, table)) for _ in range(2))

@@ -15,8 +15,8 @@ from letta_gym.store import commands as store_commands
 
 if TYPE_CHECKING:  # every command imports what it needs, so that --help is instant
     from letta_gym.library.vectors import Float
+    from letta_gym.selection.choice import Selection
     from letta_gym.selection.policy_file import PolicyFile
-    from letta_gym.selection.runtime import Selection
 
 Command = Callable[[argparse.Namespace], int]
 

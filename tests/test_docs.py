@@ -38,6 +38,7 @@ from letta_gym.feedback.promotion import GateConfig
 from letta_gym.feedback.quality import QualityConfig
 from letta_gym.feedback.transfer import TransferConfig
 from letta_gym.selection import policy_file, runtime
+from letta_gym.selection.choice import Selection
 from letta_gym.selection.exploration import ExplorationConfig
 from letta_gym.service.app import bare_app
 from letta_gym.service.config import AccessConfig, ServeConfig
@@ -325,9 +326,14 @@ def test_every_error_is_documented() -> None:
 
 def test_the_runtime_page_names_every_argument_and_field() -> None:
     selector = runtime.SkillSelector
-    functions: list[Callable[..., Any]] = [selector.load, selector.select, selector.session]
+    functions: list[Callable[..., Any]] = [
+        selector.load,
+        selector.select,
+        selector.select_many,
+        selector.session,
+    ]
     names = {name for function in functions for name in _arguments(function)}
-    names |= {name for name in runtime.Selection.__annotations__ if not name.startswith("_")}
+    names |= {name for name in Selection.__annotations__ if not name.startswith("_")}
     names |= set(policy_file.PolicyHeader.model_fields)
 
     assert {"explore", "log_propensity", "embedder", "schema_hash"} <= names

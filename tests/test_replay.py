@@ -29,6 +29,7 @@ from letta_gym.selection.observation import context, features
 from letta_gym.selection.policy import Policy
 from letta_gym.selection.runtime import SkillSelector
 from letta_gym.selection.shelf import Shelf
+from letta_gym.selection.weighing import Case
 from tests.small_suite import make_suite, write_suite
 
 ID = "letta_gym/ReplaySkillSelection-v0"
@@ -335,7 +336,7 @@ def test_the_runtime_sees_and_chooses_what_the_environment_does(slots: int, tmp_
     for _ in range(59):
         task = int(driver.sessions.task[0])
         vector, text = driver.pool.task_vectors[task], driver.pool.suite.tasks[task].text
-        _, situation = selector.situation(session, text, vector)
+        situation = selector.weigh([Case(text, vector, session)]).situation
         f = features(situation, policy.evidence, policy.token_price)
         np.testing.assert_array_equal(shown["features"], f[0])
         np.testing.assert_array_equal(shown["context"], context(situation, f)[0])

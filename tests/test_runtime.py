@@ -31,8 +31,9 @@ from letta_gym.library.embeddings import PROBES
 from letta_gym.library.frontmatter import format_skill
 from letta_gym.library.skills import Skill, SkillLibrary
 from letta_gym.library.vectors import EmbedderIdentity, Float, snap
-from letta_gym.selection import network, subset
+from letta_gym.selection import network, runtime, shelf, subset
 from letta_gym.selection.candidates import RetrievalConfig
+from letta_gym.selection.choice import Selection
 from letta_gym.selection.observation import (
     CONTEXT,
     FEATURES,
@@ -44,8 +45,10 @@ from letta_gym.selection.observation import (
     look_alikes,
 )
 from letta_gym.selection.policy import Policy
-from letta_gym.selection.runtime import Selection, SkillSelector
+from letta_gym.selection.runtime import SkillSelector
+from letta_gym.selection.session import Query
 from letta_gym.selection.shelf import Shelf
+from letta_gym.selection.weighing import Case
 
 TEXT = "chart the quarterly figures"
 D = 64
@@ -176,7 +179,8 @@ class Twin:
         """The task's text and vector, and what the runtime observes of it."""
         task = int(self.env.driver.sessions.task[0])
         text, vector = self.pool.suite.tasks[task].text, self.pool.task_vectors[task]
-        _, situation = self.selector.situation(self.session, text, vector, self.available)
+        case = Case(text, vector, self.session, self.available)
+        situation = self.selector.weigh([case]).situation
         p = self.policy
         f = features(situation, p.evidence, p.token_price)
         seen = {"features": f[0], "context": context(situation, f)[0]}
@@ -506,7 +510,7 @@ def test_no_number_of_an_observation_leaves_its_bounds() -> None:
         for _ in range(300):
             runtime.memory.add(key, vector, float(key != ALONE))
     session = runtime.session(1e9, 1)
-    _, situation = runtime.situation(session, "chart the figures", vector)
+    situation = runtime.weigh([Case("chart the figures", vector, session)]).situation
     f = features(situation, extreme, made.token_price)
     assert 8 * situation.judgement.closed_form.max() > 8
     assert 8 * made.token_price * situation.tokens.max() > 80
@@ -599,6 +603,77 @@ def test_arguments_that_do_not_fit_are_typed_errors_and_nothing_is_lost(
             session.select(TEXT, **keywords)
     assert session.tasks_left == 2
     assert ids(runtime.select(TEXT, k=1)) == ["skill-0"]
+
+
+# --- several at once ------------------------------------------------------------------------------
+
+
+def queries(count: int, *, explore: bool = False) -> list[Query]:
+    """Tasks with other limits each, some with their vectors."""
+    rng, made = np.random.default_rng(5), []
+    for i in range(count):
+        text = f"{TOPICS[rng.integers(len(TOPICS))]} and {TOPICS[rng.integers(len(TOPICS))]} {i}"
+        known = EMBEDDER.encode([text])[0] if rng.random() < 0.5 else None
+        some = rng.choice(30, 6, replace=False)
+        available = [f"skill-{j}" for j in some] if rng.random() < 0.3 else None
+        budget = float(rng.integers(300, 2_000)) if rng.random() < 0.5 else None
+        made.append(Query(text, int(rng.integers(1, 4)), budget, explore, known, available))
+    return made
+
+
+def experienced(**keywords: Any) -> SkillSelector:
+    """A selector of 30 skills, with outcomes of all of them and of none."""
+    made = selector(library(30), policy=policy(noise=0.3), **keywords)
+    rng = np.random.default_rng(6)
+    for i in range(200):
+        vector = EMBEDDER.encode([f"{TOPICS[i % len(TOPICS)]} {i}"])[0]
+        key = made.shelf.keys[rng.integers(31)]
+        made.memory.add(key, vector, float(rng.integers(5)) / 4, float(rng.integers(5)) / 4)
+    return made
+
+
+def one_by_one(of: SkillSelector, asked: list[Query]) -> list[Selection]:
+    return [of.select(**query._asdict()) for query in asked]
+
+
+@pytest.mark.parametrize("explore", [False, True])
+@pytest.mark.parametrize(("at_once", "small"), [(1 << 17, 1024), (150, 1024), (1 << 17, 10)])
+def test_many_at_once_are_chosen_as_one_after_the_other(
+    at_once: int, small: int, explore: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "_AT_ONCE", at_once)  # so few that they go in parts
+    monkeypatch.setattr(shelf, "_SMALL", small)  # the way of a large library
+    asked = queries(40, explore=explore)
+    many, single = experienced().select_many(asked), one_by_one(experienced(), asked)
+    assert len(many) == 40
+    for a, b in zip(many, single, strict=True):
+        assert ids(a) == ids(b)
+        assert (a.tokens, a.explored) == (b.tokens, b.explored) == (a.tokens, explore)
+        np.testing.assert_allclose(a.scores, b.scores, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(a.log_propensity, b.log_propensity, rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(a._choice.trace().features, b._choice.trace().features)
+        skills = [[c.skill for c in s.explain().candidates] for s in (a, b)]
+        assert skills[0] == skills[1]
+    assert len({tuple(ids(a)) for a in many}) > 10
+
+
+def test_outcomes_of_many_are_recorded_like_others() -> None:
+    made = experienced()
+    asked = queries(6)
+    before = len(made.memory)
+    chosen = made.select_many(asked)
+    for selection in chosen:
+        made.record(selection.decision_id, Outcome(1.0))
+    assert len(made.memory) == before + sum(len(s.skills) or 1 for s in chosen)
+
+
+def test_when_one_of_many_is_wrong_nothing_is_chosen() -> None:
+    made = experienced()
+    for wrong in (Query(TEXT, 9), Query(TEXT, available=["nobody"]), Query(TEXT, token_budget=0)):
+        with pytest.raises(ConfigError):
+            made.select_many([*queries(3), wrong])
+    assert not made._pending
+    assert made.select_many([]) == []
 
 
 def test_only_available_skills_are_candidates() -> None:

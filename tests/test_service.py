@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from letta_gym.errors import MissingExtraError, StoreError
+from letta_gym.errors import ConfigError, MissingExtraError, StoreError
 from letta_gym.feedback.outcome import Outcome
 from letta_gym.library import passages
 from letta_gym.library.suite import bundled_suite
 from letta_gym.selection.policy_file import PolicyFile
 from letta_gym.service import embedding
 from letta_gym.service.access import ANYBODY
+from letta_gym.service.desk import Ask
 from letta_gym.service.telemetry import REQUEST_ID, configure_logging
 from tests.services import TASK, another_policy, config, running, service_of
 
@@ -533,14 +534,43 @@ def test_choices_of_many_callers_share_a_transaction(fresh: TestClient) -> None:
     async def together() -> int:
         desk = await service.desk(await service.agent(ANYBODY, None))
         vector = await service.tasks.of(TASK)
-        made = [desk.select(TASK, vector, None, None, False, None) for _ in range(20)]
-        await asyncio.gather(*(desk.kept(one.decision_id) for one in made))
+        made = await asyncio.gather(*(desk.select(Ask(TASK, vector)) for _ in range(20)))
         return len(made)
 
     assert fresh.portal is not None
     before = _batches(fresh)
     assert fresh.portal.call(together) == 20
     assert _batches(fresh) - before == 1
+
+
+def test_who_asks_for_what_cannot_be_spoils_it_for_nobody(fresh: TestClient) -> None:
+    service = service_of(fresh)
+    asked: list[dict[str, Any]] = [
+        {},
+        {"k": 99},
+        {"explore": True},
+        {"available": ["nobody"]},
+        {"available": ["git-operations"]},
+    ]
+
+    async def together() -> tuple[list[Any], list[Any]]:
+        desk = await service.desk(await service.agent(ANYBODY, None))
+        vector = await service.tasks.of(TASK)
+        asks = [Ask(TASK, vector, **one) for one in asked]
+        made = await asyncio.gather(*map(desk.select, asks), return_exceptions=True)
+        gone = asyncio.ensure_future(desk.select(asks[0]))
+        await asyncio.sleep(0)
+        gone.cancel()
+        return made, [await desk.select(asks[0]), gone]
+
+    assert fresh.portal is not None
+    made, (later, gone) = fresh.portal.call(together)
+    assert [type(one) for one in made[1::2]] == [ConfigError, ConfigError]
+    assert [made[0].explored, made[2].explored, made[4].explored] == [False, True, False]
+    assert [skill.id for skill in later.skills] == [skill.id for skill in made[0].skills]
+    assert gone.cancelled()
+    for one in (made[0], made[2], made[4], later):
+        assert fresh.get(f"/tasks/{one.decision_id}").status_code == 200
 
 
 def _batches(client: TestClient) -> float:

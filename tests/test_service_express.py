@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from letta_gym.selection.runtime import Selection
+from letta_gym.selection.choice import Selection
 from letta_gym.service import express
 from letta_gym.service.routes import tasks
 from letta_gym.service.routes.tasks import SelectResponse

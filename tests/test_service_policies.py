@@ -13,8 +13,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from letta_gym.errors import StoreError
+from letta_gym.selection.session import Query
 from letta_gym.service import shadow
-from letta_gym.service.shadow import Asked, Shadows
+from letta_gym.service.shadow import Shadows
 from tests.services import TASK, another_policy, config, running, service_of
 
 EAGER = {"daily_budget": 10**6}
@@ -123,10 +124,10 @@ class Slow:
     def __call__(self) -> float:
         return self.now
 
-    def select(self, *arguments: Any) -> Any:
+    def select_many(self, queries: Any) -> Any:
         self.chosen += 1
         self.now += 0.004
-        return type("Selection", (), {"decision_id": "x", "skills": ()})()
+        return [type("Selection", (), {"decision_id": "x", "skills": ()})()]
 
     async def kept(self, decision_id: str) -> None:
         if self.chosen == 2:
@@ -134,13 +135,15 @@ class Slow:
 
 
 def test_the_shadow_takes_a_tenth_of_the_time_and_leaves_the_rest_out() -> None:
-    slow, asked = Slow(), Asked("task", np.zeros(2, np.float32), 3, None, None, frozenset())
+    slow, query = Slow(), Query("task", 3, embedding=np.zeros(2, np.float32))
+    (made,) = slow.select_many([query])
+    slow.now, slow.chosen = 0.0, 0
 
     async def work() -> tuple[Shadows, float, float]:
         shadows = Shadows(slow)
         start = time.perf_counter()
         for _ in range(shadow._WAITING + 36):
-            shadows.put(slow, slow, asked)  # type: ignore[arg-type]
+            shadows.put(slow, slow, query, made)  # type: ignore[arg-type]
         offered = time.perf_counter() - start
         await asyncio.sleep(0.5)
         await shadows.close()

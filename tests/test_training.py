@@ -24,6 +24,7 @@ from letta_gym.selection import network, subset
 from letta_gym.selection.observation import context, features
 from letta_gym.selection.policy import Policy
 from letta_gym.selection.runtime import SkillSelector
+from letta_gym.selection.weighing import Case
 
 UPDATES = 5
 ROLLOUT = 4 * 5
@@ -413,7 +414,8 @@ def test_the_exported_policy_chooses_like_the_trained_network_with_its_opening(
     for task in range(0, len(suite.tasks), 10):
         text, vector = suite.tasks[task].text, suite.vectors.tasks.matrix[task]
         session = selector.session(1e5, 7)
-        rows, situation = selector.situation(session, text, vector, installed)
+        weighed = selector.weigh([Case(text, vector, session, installed)])
+        rows, situation = weighed.rows[0], weighed.situation
         f = features(situation, run.config.evidence, run.config.env.token_price / 1000)
         c = context(situation, f)
         logits, _, _ = network.forward(weights, f, c, situation.mask)

@@ -23,9 +23,10 @@ from letta_gym.library.passages import described
 from letta_gym.library.skills import Skill, SkillLibrary
 from letta_gym.library.suite import Suite, bundled_suite
 from letta_gym.library.vectors import VectorTable, snap, text_hash
+from letta_gym.selection.choice import Selection
 from letta_gym.selection.exploration import Explorer
 from letta_gym.selection.policy import Policy
-from letta_gym.selection.runtime import Selection, SkillSelector
+from letta_gym.selection.runtime import SkillSelector
 from letta_gym.selection.shelf import Shelf
 from letta_gym.store.models import TransferRow
 from letta_gym.store.transfers import learn

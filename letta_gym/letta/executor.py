@@ -18,8 +18,9 @@ from letta_gym.letta.rollout import Rollout
 from letta_gym.library.embeddings import VectorSpace
 from letta_gym.library.skills import Skill, SkillLibrary
 from letta_gym.library.tasks import Task
+from letta_gym.selection.choice import Selection
 from letta_gym.selection.policy import Policy
-from letta_gym.selection.runtime import Selection, SkillSelector
+from letta_gym.selection.runtime import SkillSelector
 
 KEPT = 10_000
 """Decisions that an executor keeps for training and for feedback that comes later."""

@@ -31,12 +31,13 @@ def document(skill: Skill) -> str:
     return f"{skill.name.replace('-', ' ')} {skill.description} {skill.body}"
 
 
-def fuse(dense: Float, lexical: Float, config: RetrievalConfig) -> Float:
+def fuse(dense: Float, lexical: Float, config: RetrievalConfig, out: Float | None = None) -> Float:
     """Retrieval score dense + w lexical, on the scale of the dense cosine, same shape.
 
     Unlike a sum of ranks or of z-scores it keeps the level, which tells whether *any* skill fits.
+    It is written to ``out``, by default a new array.
     """
-    fused: Float = lexical * np.float32(config.lexical_weight)
+    fused: Float = np.multiply(lexical, np.float32(config.lexical_weight), out=out)
     fused += dense
     return fused
 

@@ -1,9 +1,9 @@
-"""A stream of tasks that skills are chosen for under one budget of tokens."""
+"""Tasks to choose skills for: one alone, or a stream under one budget of tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,11 +11,23 @@ from numpy.typing import NDArray
 from letta_gym.errors import ConfigError
 
 if TYPE_CHECKING:
-    from letta_gym.selection.runtime import Selection, SkillSelector
+    from letta_gym.selection.choice import Selection
+    from letta_gym.selection.runtime import SkillSelector
 
 Float = NDArray[np.float32]
 
 UNLIMITED = 1e9  # tokens; far beyond any context
+
+
+class Query(NamedTuple):
+    """A task to choose skills for; see :meth:`SkillSelector.select`."""
+
+    text: str
+    k: int = 3
+    token_budget: float | None = None
+    explore: bool = False
+    embedding: Float | None = None
+    available: Collection[str] | None = None
 
 
 class Session:
@@ -41,4 +53,5 @@ class Session:
         available: Collection[str] | None = None,
     ) -> Selection:
         """Choose for the next task; see :meth:`SkillSelector.select`."""
-        return self._selector._choose(self, text, k, explore, embedding, available)
+        query = Query(text, k, None, explore, embedding, available)
+        return self._selector._choose([query], [self])[0]

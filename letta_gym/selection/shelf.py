@@ -143,10 +143,14 @@ class Shelf:
         return self._index.scores(text)
 
     def alike(self, rows: Int) -> Int:
-        """Slots of the look-alikes of the skills ``rows`` (1, M), shape (W, 1, M)."""
-        if len(self) > _SMALL:
-            return look_alikes(self.vectors[rows[0]])[:, None]
-        return alike_slots(self._alike, rows)
+        """Slots of the look-alikes of the skills ``rows`` (B, M), shape (W, B, M)."""
+        if len(self) <= _SMALL:
+            return alike_slots(self._alike, rows)
+        tables = [look_alikes(self.vectors[row]) for row in rows]
+        found = np.full((max(map(len, tables)), *rows.shape), rows.shape[1])
+        for batch, table in enumerate(tables):
+            found[: len(table), batch] = table
+        return found
 
     def usable(self, available: Collection[str]) -> Bool:
         """Which skills may be chosen, shape (N,): those of ``available``.

@@ -15,15 +15,17 @@ from letta_gym.feedback.memory import OutcomeMemory
 from letta_gym.feedback.outcome import Outcome
 from letta_gym.library.skills import SkillLibrary
 from letta_gym.library.vectors import Float
+from letta_gym.selection.choice import Selection
 from letta_gym.selection.exploration import ExplorationConfig, Explorer
 from letta_gym.selection.policy import Policy
-from letta_gym.selection.runtime import Selection, SkillSelector
+from letta_gym.selection.runtime import SkillSelector
+from letta_gym.selection.session import Query
 from letta_gym.selection.shelf import Shelf
 from letta_gym.service.embedding import SkillVectors
 from letta_gym.service.journal import Journal, JournalLog
 from letta_gym.service.lineup import Lineup
 from letta_gym.service.problems import ApiError
-from letta_gym.service.shadow import Asked, Shadows
+from letta_gym.service.shadow import Shadows
 from letta_gym.store.log import LogConfig, StoreLog
 from letta_gym.store.models import Viewer
 from letta_gym.store.offers import Offer
@@ -45,11 +47,42 @@ class Terms:
     shadows: Shadows
 
 
+class Ask(NamedTuple):
+    """What is asked of a desk; see :meth:`SkillSelector.select`.
+
+    ``k``: None for the policy's own, 3 or as many as it can.
+    """
+
+    text: str
+    vector: Float
+    k: int | None = None
+    token_budget: float | None = None
+    explore: bool = False
+    available: Collection[str] | None = None
+
+
 class Seat(NamedTuple):
     """A policy at a desk: what chooses by it, and where its decisions go."""
 
     selector: SkillSelector
     log: JournalLog
+
+    def query(self, ask: Ask) -> Query:
+        """As it is put to the selector."""
+        k = min(3, self.selector.policy.max_skills) if ask.k is None else ask.k
+        return Query(ask.text, k, ask.token_budget, ask.explore, ask.vector, ask.available)
+
+    def choose(self, queries: Sequence[Query]) -> list[Selection | Exception]:
+        """Choose for all at once; who asks for what cannot be does not spoil it for the others."""
+        try:
+            return [*self.selector.select_many(queries)]
+        except Exception as error:
+            if len(queries) == 1:
+                return [error]
+            return [answer for query in queries for answer in self.choose([query])]
+
+
+Waiting = tuple[Ask, "asyncio.Future[tuple[Selection, Seat]]"]
 
 
 class Desk:
@@ -72,7 +105,7 @@ class Desk:
         self._budget = terms.store.budget(agent, terms.exploration.daily_budget, waits=False)
         self._budget.renew()
         self._renewal: asyncio.Task[None] | None = None
-        self._waiting: dict[str, JournalLog] = {}
+        self._asked: list[Waiting] = []
         self._now = Arrangement(lineup, {}, (), None, None, None)
         self._now = self.arranged(lineup)
 
@@ -86,45 +119,58 @@ class Desk:
         """Tokens of all the skills that the agent may choose from."""
         return sum(offer.skill.tokens for offer in self.offers.values())
 
-    def select(
-        self,
-        text: str,
-        vector: Float,
-        k: int | None,
-        token_budget: float | None,
-        explore: bool,
-        available: Collection[str] | None,
-    ) -> Selection:
-        """Choose; see :meth:`SkillSelector.select`. Await :meth:`kept` before telling anybody.
+    async def select(self, ask: Ask) -> Selection:
+        """Choose, and return once the decision is on the database.
+
+        Whoever asks in the same turn of the event loop is served in one go, which takes a fraction
+        of the time.
 
         Raises:
             ApiError: the agent has no skill to choose from.
             ConfigError: an argument out of range.
         """
-        now = self._now
-        if now.active is None:
-            raise ApiError(
-                409,
-                f"the agent {self.agent.name!r} has no skill to choose from; POST one to /skills",
-            )
-        seat = now.active
-        if now.canary is not None and self._rng.random() < now.lineup.share:
-            seat = now.canary
-        k = min(3, seat.selector.policy.max_skills) if k is None else k
-        if explore and self._renewal is None and self._budget.low:
-            self._renewal = asyncio.create_task(self._renew())
-        made = seat.selector.select(text, k, token_budget, explore, vector, available)
-        self._waiting[made.decision_id] = seat.log
-        if now.shadow is not None:
-            only = None if available is None else frozenset(available)
-            chosen = frozenset(skill.id for skill in made.skills)
-            asked = Asked(text, vector, k, token_budget, only, chosen)
-            self._terms.shadows.put(now.shadow.selector, now.shadow.log, asked)
-        return made
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[tuple[Selection, Seat]] = loop.create_future()
+        if not self._asked:
+            loop.call_soon(self._choose)
+        self._asked.append((ask, answer))
+        selection, seat = await answer
+        await seat.log.kept(selection.decision_id)
+        return selection
 
-    async def kept(self, decision_id: str) -> None:
-        """Return once the decision is on the database."""
-        await self._waiting.pop(decision_id).kept(decision_id)
+    def _choose(self) -> None:
+        """Choose for all that were asked."""
+        asked, self._asked = self._asked, []
+        now, waiting = self._now, [one for one in asked if not one[1].done()]  # others have gone
+        if any(ask.explore for ask, _ in waiting) and self._renewal is None and self._budget.low:
+            self._renewal = asyncio.create_task(self._renew())
+        for seat, mine in self._seated(now, waiting):
+            queries = [seat.query(ask) for ask, _ in mine]
+            for query, (_, answer), made in zip(queries, mine, seat.choose(queries), strict=True):
+                if isinstance(made, Exception):
+                    answer.set_exception(made)
+                    continue
+                answer.set_result((made, seat))
+                if now.shadow is not None:
+                    self._terms.shadows.put(now.shadow.selector, now.shadow.log, query, made)
+
+    def _seated(
+        self, now: Arrangement, waiting: Sequence[Waiting]
+    ) -> Sequence[tuple[Seat, Sequence[Waiting]]]:
+        """Who chooses for whom."""
+        if now.active is None:
+            said = f"the agent {self.agent.name!r} has no skill to choose from; POST one to /skills"
+            for _, answer in waiting:
+                answer.set_exception(ApiError(409, said))
+            return ()
+        if now.canary is None:
+            return [(now.active, waiting)] if waiting else ()
+        canary = self._rng.random(len(waiting)) < now.lineup.share
+        parts: tuple[list[Waiting], list[Waiting]] = [], []
+        for one, by_canary in zip(waiting, canary.tolist(), strict=True):
+            parts[by_canary].append(one)
+        seats = zip((now.active, now.canary), parts, strict=True)
+        return [(seat, part) for seat, part in seats if part]
 
     async def close(self) -> None:
         """Give back what is left of the budget of exploration."""

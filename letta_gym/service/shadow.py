@@ -14,11 +14,12 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from letta_gym.errors import LettaGymError
-from letta_gym.library.vectors import Float
-from letta_gym.selection.runtime import Selection, SkillSelector
+from letta_gym.selection.choice import Selection
+from letta_gym.selection.runtime import SkillSelector
+from letta_gym.selection.session import Query
 
 log = logging.getLogger(__name__)
 
@@ -33,17 +34,6 @@ class Kept(Protocol):
     async def kept(self, decision_id: str) -> None:
         """Return once it is."""
         ...
-
-
-class Asked(NamedTuple):
-    """A choice that was carried out, with everything that it takes to make it again."""
-
-    task: str
-    vector: Float
-    k: int
-    token_budget: float | None
-    available: frozenset[str] | None
-    chosen: frozenset[str]
 
 
 @dataclass(slots=True)
@@ -67,16 +57,22 @@ class Shadows:
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
-        self._queue: deque[tuple[SkillSelector, Kept, Asked]] = deque()
+        self._queue: deque[tuple[SkillSelector, Kept, Query, frozenset[str]]] = deque()
         self._worker: asyncio.Task[None] | None = None
         self.found: dict[str, Agreement] = {}
 
-    def put(self, selector: SkillSelector, log: Kept, asked: Asked) -> None:
-        """Let ``selector``, which writes to ``log``, choose when there is time."""
+    def put(self, selector: SkillSelector, log: Kept, query: Query, made: Selection) -> None:
+        """Let ``selector``, which writes to ``log``, choose when there is time.
+
+        Args:
+            query: what was asked, with the task's vector.
+            made: what was carried out.
+        """
         if len(self._queue) >= _WAITING:
             self._of(selector).left_out += 1
             return
-        self._queue.append((selector, log, asked))
+        chosen = frozenset(skill.id for skill in made.skills)
+        self._queue.append((selector, log, query, chosen))
         if self._worker is None:
             self._worker = asyncio.create_task(self._work())
 
@@ -90,16 +86,18 @@ class Shadows:
     async def _work(self) -> None:
         try:
             while self._queue:
-                selector, kept, asked = self._queue.popleft()
+                selector, kept, query, made = self._queue.popleft()
                 await asyncio.sleep(0)  # whoever is ready goes first
-                await self._choose(selector, kept, asked)
+                await self._choose(selector, kept, query, made)
         finally:
             self._worker = None
 
-    async def _choose(self, selector: SkillSelector, kept: Kept, asked: Asked) -> None:
+    async def _choose(
+        self, selector: SkillSelector, kept: Kept, query: Query, made: frozenset[str]
+    ) -> None:
         start = self._clock()
         try:
-            chosen = _chosen(selector, asked)
+            chosen = _chosen(selector, query)
             rest = (self._clock() - start) * (1 / _TIME - 1)
             await kept.kept(chosen.decision_id)
         except LettaGymError as error:
@@ -108,13 +106,13 @@ class Shadows:
             return
         found = self._of(selector)
         found.choices += 1
-        found.same += {skill.id for skill in chosen.skills} == asked.chosen
+        found.same += {skill.id for skill in chosen.skills} == made
         await asyncio.sleep(min(rest, _LONGEST_REST))
 
     def _of(self, selector: SkillSelector) -> Agreement:
         return self.found.setdefault(selector.policy.digest, Agreement())
 
 
-def _chosen(selector: SkillSelector, asked: Asked) -> Selection:
-    k = min(asked.k, selector.policy.max_skills)
-    return selector.select(asked.task, k, asked.token_budget, False, asked.vector, asked.available)
+def _chosen(selector: SkillSelector, query: Query) -> Selection:
+    k = min(query.k, selector.policy.max_skills)
+    return selector.select_many([query._replace(k=k, explore=False)])[0]

@@ -14,9 +14,9 @@ from starlette.requests import Request
 from letta_gym.errors import DecisionError, EmbeddingError
 from letta_gym.feedback.outcome import Outcome
 from letta_gym.library.vectors import Float
-from letta_gym.selection.runtime import Selection
+from letta_gym.selection.choice import Selection
 from letta_gym.service import service
-from letta_gym.service.desk import Desk
+from letta_gym.service.desk import Ask, Desk
 from letta_gym.service.guard import caller_of, guarded, router
 from letta_gym.service.idempotency import KeyHeader, once
 from letta_gym.service.parameters import AgentHeader, Body, DecisionId
@@ -164,14 +164,11 @@ async def chosen_for(
     desk = await of.desk(viewer)
     check_length(of, body.task)
     vector = await vector_of(of, body.task, body.embedding)
-    selection = desk.select(
-        body.task, vector, body.k, body.token_budget, body.explore, body.available
+    selection = await desk.select(
+        Ask(body.task, vector, body.k, body.token_budget, body.explore, body.available)
     )
     of.telemetry.chosen_by(selection.policy_digest)
-    # Nothing was awaited since the choice, so the lineup is still the one that chose.
-    fallback = of.is_fallback(selection.policy_digest)
-    await desk.kept(selection.decision_id)
-    return desk, selection, vector, fallback
+    return desk, selection, vector, of.is_fallback(selection.policy_digest)
 
 
 def check_length(of: service.Service, task: str) -> None:
