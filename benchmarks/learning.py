@@ -29,6 +29,7 @@ from agents.replay_config import ReplayRunConfig
 from agents.stream import StreamTrainer
 from agents.suite_comparison import SuiteComparison, compare_on_suite, deployment, played, trained
 from agents.trial import Metrics, Rows, look, metrics, trial, tune
+from benchmarks import columns
 from benchmarks.figures import RESULTS, Figure, at_least, below, measured, report
 from letta_gym.envs.replay import ReplayDriver
 from letta_gym.errors import LettaGymError
@@ -207,17 +208,39 @@ def memory(suites: Path) -> Figures:
 
 
 def ablation(suites: Path) -> Figures:
-    """What each column of the features adds to the sum of Hit@1 on seen and new tools; one split.
+    """What each column of the features adds to the sum of Hit@1 on seen and new tools; five draws.
 
     ``closed_form`` is also the score that training begins with.
     """
     sums = {}
     for name in ("", *FEATURE):
         changes = (f"policy.without=[{name}]", "evaluate.levels=[]")
-        run = trained(config(suites, "metatool", changes), 0)
-        sums[name] = run["hit_at_1/seen"] + run["hit_at_1/new@0"]
-        say(f"without {name or 'nothing'}: seen + new@0 {sums[name]:.4f}")
-    return {f"gain_of_{name}": Figure(sums[""] - sums[name]) for name in FEATURE}
+        c = config(suites, "metatool", changes)
+        runs = [trained(c, split) for split in range(c.evaluate.splits)]
+        sums[name] = [run["hit_at_1/seen"] + run["hit_at_1/new@0"] for run in runs]
+        say(f"without {name or 'nothing'}: seen + new@0 {np.mean(sums[name]):.4f}")
+    figures: Figures = {}
+    for name in FEATURE:
+        gain = Interval.of([a - b for a, b in zip(sums[""], sums[name], strict=True)])
+        figures |= interval(f"gain_of_{name}", gain)
+    return figures
+
+
+def mock_ablation(suites: Path) -> Figures:
+    """What each column adds on the mock; see :mod:`benchmarks.columns`."""
+    figures: Figures = {}
+    for name, gain in columns.gains(say).items():
+        figures |= interval(f"mock_gain_of_{name}", gain)
+    return figures
+
+
+def interval(name: str, of: Interval) -> Figures:
+    """A mean with its interval."""
+    return {
+        name: Figure(of.mean),
+        f"{name}_low": Figure(of.low),
+        f"{name}_high": Figure(of.high),
+    }
 
 
 def default(suites: Path) -> Figures:
@@ -285,6 +308,7 @@ PARTS: Mapping[str, Callable[[Path], Figures]] = {
     "metatool": metatool,
     "two_passes": two_passes,
     "ablation": ablation,
+    "mock_ablation": mock_ablation,
     "default": default,
 }
 

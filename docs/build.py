@@ -17,7 +17,7 @@ from agents.svg import Svg
 from benchmarks.figures import RESULTS
 from letta_gym.envs.checks import CHECKS_ANY, CHECKS_SINGLE, CHECKS_VECTOR, CHECKS_WRAPPER
 from letta_gym.files import write_atomically
-from letta_gym.selection.observation import CONTEXT, FEATURES, Column
+from letta_gym.selection.observation import CONTEXT, FEATURE, FEATURES, Column
 
 DOCS = Path(__file__).parent
 
@@ -104,11 +104,16 @@ def first_day(agents: Mapping[str, str]) -> str:
 
 
 def ablation() -> str:
-    """A Markdown table of what each column of the features adds."""
-    prefix, lines = "gain_of_", ["| column | adds |", "|---|--:|"]
-    for name, figure in _kept("learning").items():
-        if name.startswith(prefix):
-            lines.append(f"| `{name.removeprefix(prefix)}` | {figure['value']:+.4f} |")
+    """A Markdown table of what each column of the features adds, on metatool and on the mock."""
+    kept, lines = _kept("learning"), ["| column | metatool | mock |", "|---|---|---|"]
+    for name in FEATURE:
+        cells = []
+        for prefix in ("gain_of_", "mock_gain_of_"):
+            mean, low, high = (
+                kept[f"{prefix}{name}{bound}"]["value"] for bound in ("", "_low", "_high")
+            )
+            cells.append(f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]")
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
