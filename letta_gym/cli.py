@@ -52,7 +52,7 @@ def select(options: argparse.Namespace) -> int:
     selector = SkillSelector.load(
         options.policy, options.skills, rng=np.random.default_rng(options.seed)
     )
-    k = min(3, selector.policy.max_skills) if options.k is None else options.k
+    k = selector.policy.usual_skills if options.k is None else options.k
     selection = selector.select(options.task, k, options.budget, options.explore, vector)
     _warn_of_problems(selector.shelf.library.problems)
     print(_selection_json(selection) if options.json else _selection_text(selection))

@@ -34,6 +34,7 @@ from letta_gym.library.vectors import EmbedderIdentity, Float, snap
 from letta_gym.selection import network, runtime, shelf, subset
 from letta_gym.selection.candidates import RetrievalConfig
 from letta_gym.selection.choice import Selection
+from letta_gym.selection.exploration import ExplorationConfig, Explorer
 from letta_gym.selection.observation import (
     CONTEXT,
     FEATURES,
@@ -674,6 +675,20 @@ def test_when_one_of_many_is_wrong_nothing_is_chosen() -> None:
             made.select_many([*queries(3), wrong])
     assert not made._pending
     assert made.select_many([]) == []
+
+
+def test_where_one_of_many_is_wrong_no_exploration_is_spent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(runtime, "_AT_ONCE", 30)  # each task is a part of its own
+    explorer = Explorer(ExplorationConfig(epsilon=0.9, daily_budget=100))
+    made = experienced(explorer=explorer)
+    before = made.rng.bit_generator.state
+    with pytest.raises(ConfigError):
+        made.select_many([*queries(20, explore=True), Query(TEXT, available=["nobody"])])
+    assert made.rng.bit_generator.state == before
+    made.select_many(queries(20, explore=True))
+    assert explorer.budget.left < 100
 
 
 def test_only_available_skills_are_candidates() -> None:

@@ -199,8 +199,7 @@ def _kept_in(place: Place) -> tuple[str, str] | None:
 
 
 def _k(options: argparse.Namespace, selector: SkillSelector) -> int:
-    most = selector.policy.max_skills
-    return min(3, most) if options.k is None else int(options.k)
+    return selector.policy.usual_skills if options.k is None else int(options.k)
 
 
 def _add_choice(one: argparse.ArgumentParser) -> None:

@@ -136,9 +136,9 @@ class Choice:
 def affordable(picks: Int, weighed: Weighed, at: int) -> list[int]:
     """The slots of ``picks`` (1, k) that are carried out, as the environment carries them out."""
     wanted = [slot for slot in picks[0].tolist() if slot >= 0]
-    tokens, left = weighed.situation.tokens[at : at + 1], weighed.tokens_left(at)
-    if sum([tokens.item(0, slot) for slot in wanted]) <= left:
+    tokens, left = weighed.situation.tokens, weighed.tokens_left(at)
+    if sum([tokens.item(at, slot) for slot in wanted]) <= left:
         return wanted
     mask = subset.to_mask(picks, tokens.shape[1]).astype(bool)
-    kept = candidates.affordable(mask, tokens, left, picks.shape[1])
+    kept = candidates.affordable(mask, tokens[at : at + 1], left, picks.shape[1])
     return [slot for slot in kept[0].tolist() if slot >= 0]

@@ -56,6 +56,11 @@ class Policy:
         """D, length of a vector."""
         return self.embedder.dimension
 
+    @property
+    def usual_skills(self) -> int:
+        """Most skills of a choice where nobody says: 3, or as many as the policy can."""
+        return min(3, self.max_skills)
+
     def check(self, embedder: Embedder) -> None:
         """Raise :class:`EmbeddingError` unless ``embedder`` gives the vectors the policy knows."""
         check_same_model(self.embedder, self.probes, embedder)

@@ -144,8 +144,7 @@ class SkillSelector:
         """Choose skills for several tasks, in the order in which they are given.
 
         Chosen is what :meth:`select` chooses for one after the other when no outcome comes between
-        them; scores may differ by rounding. For a few hundred skills and sixteen tasks it takes
-        about a quarter of the time.
+        them; scores may differ by rounding. Many together take a fraction of the time.
 
         Raises:
             ConfigError, EmbeddingError, MissingExtraError: as :meth:`select`; nothing is chosen for
@@ -206,15 +205,16 @@ class SkillSelector:
             for query, vector, session in zip(queries, vectors, sessions, strict=True)
         ]
         step = max(1, _AT_ONCE // len(self.shelf))
+        parts = [slice(first, first + step) for first in range(0, len(cases), step)]
+        # All are weighed before the first is drawn: where one is wrong, nothing is spent on others.
+        weighed = [self.weigh(cases[part]) for part in parts]
         choices: list[Choice] = []
-        for first in range(0, len(cases), step):
-            part = slice(first, first + step)
-            choices += self._chosen(queries[part], cases[part])
+        for part, found in zip(parts, weighed, strict=True):
+            choices += self._chosen(queries[part], found)
         return [self._decide(*pair) for pair in zip(choices, cases, strict=True)]
 
-    def _chosen(self, queries: Sequence[Query], cases: Sequence[Case]) -> list[Choice]:
-        """Score the candidates and take the best of them, or draw."""
-        weighed = self.weigh(cases)
+    def _chosen(self, queries: Sequence[Query], weighed: Weighed) -> list[Choice]:
+        """Take the best of the candidates, or draw."""
         best = subset.greedy(weighed.logits, max([query.k for query in queries]))
         choices = []
         for at, query in enumerate(queries):

@@ -50,7 +50,7 @@ class Terms:
 class Ask(NamedTuple):
     """What is asked of a desk; see :meth:`SkillSelector.select`.
 
-    ``k``: None for the policy's own, 3 or as many as it can.
+    ``k``: None for what is usual with the policy.
     """
 
     text: str
@@ -69,7 +69,7 @@ class Seat(NamedTuple):
 
     def query(self, ask: Ask) -> Query:
         """As it is put to the selector."""
-        k = min(3, self.selector.policy.max_skills) if ask.k is None else ask.k
+        k = self.selector.policy.usual_skills if ask.k is None else ask.k
         return Query(ask.text, k, ask.token_budget, ask.explore, ask.vector, ask.available)
 
     def choose(self, queries: Sequence[Query]) -> list[Selection | Exception]:
@@ -82,7 +82,8 @@ class Seat(NamedTuple):
             return [answer for query in queries for answer in self.choose([query])]
 
 
-Waiting = tuple[Ask, "asyncio.Future[tuple[Selection, Seat]]"]
+Asked = tuple[Ask, "asyncio.Future[tuple[Selection, Seat]]"]
+"""What was asked, and where its answer goes."""
 
 
 class Desk:
@@ -105,7 +106,7 @@ class Desk:
         self._budget = terms.store.budget(agent, terms.exploration.daily_budget, waits=False)
         self._budget.renew()
         self._renewal: asyncio.Task[None] | None = None
-        self._asked: list[Waiting] = []
+        self._asked: list[Asked] = []
         self._now = Arrangement(lineup, {}, (), None, None, None)
         self._now = self.arranged(lineup)
 
@@ -140,11 +141,11 @@ class Desk:
 
     def _choose(self) -> None:
         """Choose for all that were asked."""
-        asked, self._asked = self._asked, []
-        now, waiting = self._now, [one for one in asked if not one[1].done()]  # others have gone
-        if any(ask.explore for ask, _ in waiting) and self._renewal is None and self._budget.low:
+        asked = [one for one in self._asked if not one[1].done()]  # the others have gone
+        self._asked, now = [], self._now
+        if any(ask.explore for ask, _ in asked) and self._renewal is None and self._budget.low:
             self._renewal = asyncio.create_task(self._renew())
-        for seat, mine in self._seated(now, waiting):
+        for seat, mine in self._seated(now, asked):
             queries = [seat.query(ask) for ask, _ in mine]
             for query, (_, answer), made in zip(queries, mine, seat.choose(queries), strict=True):
                 if isinstance(made, Exception):
@@ -155,22 +156,22 @@ class Desk:
                     self._terms.shadows.put(now.shadow.selector, now.shadow.log, query, made)
 
     def _seated(
-        self, now: Arrangement, waiting: Sequence[Waiting]
-    ) -> Sequence[tuple[Seat, Sequence[Waiting]]]:
+        self, now: Arrangement, asked: Sequence[Asked]
+    ) -> Sequence[tuple[Seat, Sequence[Asked]]]:
         """Who chooses for whom."""
         if now.active is None:
             said = f"the agent {self.agent.name!r} has no skill to choose from; POST one to /skills"
-            for _, answer in waiting:
+            for _, answer in asked:
                 answer.set_exception(ApiError(409, said))
             return ()
-        if now.canary is None:
-            return [(now.active, waiting)] if waiting else ()
-        canary = self._rng.random(len(waiting)) < now.lineup.share
-        parts: tuple[list[Waiting], list[Waiting]] = [], []
-        for one, by_canary in zip(waiting, canary.tolist(), strict=True):
-            parts[by_canary].append(one)
-        seats = zip((now.active, now.canary), parts, strict=True)
-        return [(seat, part) for seat, part in seats if part]
+        parts = [(now.active, asked)]
+        if now.canary is not None:
+            by_canary = self._rng.random(len(asked)) < now.lineup.share
+            parts = [
+                (seat, [one for one, canary in zip(asked, by_canary, strict=True) if canary == its])
+                for seat, its in ((now.active, False), (now.canary, True))
+            ]
+        return [(seat, part) for seat, part in parts if part]
 
     async def close(self) -> None:
         """Give back what is left of the budget of exploration."""

@@ -71,8 +71,8 @@ class Shadows:
         if len(self._queue) >= _WAITING:
             self._of(selector).left_out += 1
             return
-        chosen = frozenset(skill.id for skill in made.skills)
-        self._queue.append((selector, log, query, chosen))
+        carried_out = frozenset(skill.id for skill in made.skills)
+        self._queue.append((selector, log, query, carried_out))
         if self._worker is None:
             self._worker = asyncio.create_task(self._work())
 
@@ -86,14 +86,14 @@ class Shadows:
     async def _work(self) -> None:
         try:
             while self._queue:
-                selector, kept, query, made = self._queue.popleft()
+                selector, kept, query, carried_out = self._queue.popleft()
                 await asyncio.sleep(0)  # whoever is ready goes first
-                await self._choose(selector, kept, query, made)
+                await self._choose(selector, kept, query, carried_out)
         finally:
             self._worker = None
 
     async def _choose(
-        self, selector: SkillSelector, kept: Kept, query: Query, made: frozenset[str]
+        self, selector: SkillSelector, kept: Kept, query: Query, carried_out: frozenset[str]
     ) -> None:
         start = self._clock()
         try:
@@ -106,7 +106,7 @@ class Shadows:
             return
         found = self._of(selector)
         found.choices += 1
-        found.same += {skill.id for skill in chosen.skills} == made
+        found.same += {skill.id for skill in chosen.skills} == carried_out
         await asyncio.sleep(min(rest, _LONGEST_REST))
 
     def _of(self, selector: SkillSelector) -> Agreement:
