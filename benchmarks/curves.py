@@ -29,7 +29,7 @@ from agents.baselines import Agent, Learned, NoSkills, Oracle
 from agents.config import RunConfig
 from agents.evaluation import Interval, earn, priced, tune
 from benchmarks.contenders import CONTENDERS, LONG, SHORT, Contender, world
-from benchmarks.figures import RESULTS, Figure, at_least, report
+from benchmarks.figures import RESULTS, Figure, at_least, bounds, report
 from benchmarks.speed import learner
 from letta_gym.envs.glue import Driver
 from letta_gym.files import write_atomically
@@ -122,13 +122,6 @@ def compared(figures: Figures) -> Figures:
         best = max(found[name][0] for name in BANDITS)
         leads["learning_ppo_less_best_bandit"] = at_least(mean - best, 0)
     return dict(sorted(leads.items()))
-
-
-def bounds(interval: Interval, name: str) -> dict[str, Figure]:
-    """Mean and 95 % interval as figures."""
-    return {
-        f"{name}_{bound}": Figure(getattr(interval, bound)) for bound in ("mean", "low", "high")
-    }
 
 
 def tight(budget: int, steps: int, seeds: int) -> Figures:

@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 
 import letta_gym
+from agents.evaluation import Interval
 from letta_gym.files import write_atomically
 
 RESULTS = Path(__file__).parent / "results"
@@ -41,6 +42,13 @@ def at_least(value: float, target: float) -> Figure:
 def equal(value: float | str | bool, target: float | str | bool) -> Figure:
     """A value that must be ``target``."""
     return Figure(value, f"{target}", value == target)
+
+
+def bounds(interval: Interval, name: str) -> dict[str, Figure]:
+    """Mean and 95 % interval as figures ``<name>_mean``, ``_low`` and ``_high``."""
+    return {
+        f"{name}_{bound}": Figure(getattr(interval, bound)) for bound in ("mean", "low", "high")
+    }
 
 
 def report(name: str, figures: Mapping[str, Figure], packages: tuple[str, ...] = ()) -> Path:

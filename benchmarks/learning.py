@@ -30,13 +30,12 @@ from agents.stream import StreamTrainer
 from agents.suite_comparison import SuiteComparison, compare_on_suite, deployment, played, trained
 from agents.trial import Metrics, Rows, look, metrics, trial, tune
 from benchmarks import columns
-from benchmarks.figures import RESULTS, Figure, at_least, below, measured, report
+from benchmarks.figures import RESULTS, Figure, at_least, below, bounds, measured, report
 from letta_gym.envs.replay import ReplayDriver
 from letta_gym.errors import LettaGymError
 from letta_gym.feedback.evidence import EvidenceConfig
 from letta_gym.feedback.memory import OutcomeMemory
 from letta_gym.library.vectors import snap
-from letta_gym.selection.observation import FEATURE
 from letta_gym.selection.opening import likeness
 from letta_gym.selection.policy import Policy
 from letta_gym.selection.policy_file import DEFAULT
@@ -212,35 +211,27 @@ def ablation(suites: Path) -> Figures:
 
     ``closed_form`` is also the score that training begins with.
     """
-    sums = {}
-    for name in ("", *FEATURE):
-        changes = (f"policy.without=[{name}]", "evaluate.levels=[]")
+
+    def sums(without: tuple[str, ...]) -> list[float]:
+        changes = (f"policy.without=[{','.join(without)}]", "evaluate.levels=[]")
         c = config(suites, "metatool", changes)
         runs = [trained(c, split) for split in range(c.evaluate.splits)]
-        sums[name] = [run["hit_at_1/seen"] + run["hit_at_1/new@0"] for run in runs]
-        say(f"without {name or 'nothing'}: seen + new@0 {np.mean(sums[name]):.4f}")
-    figures: Figures = {}
-    for name in FEATURE:
-        gain = Interval.of([a - b for a, b in zip(sums[""], sums[name], strict=True)])
-        figures |= interval(f"gain_of_{name}", gain)
-    return figures
+        return [run["hit_at_1/seen"] + run["hit_at_1/new@0"] for run in runs]
+
+    return added("gain_of", columns.gains(sums, say))
 
 
 def mock_ablation(suites: Path) -> Figures:
-    """What each column adds on the mock; see :mod:`benchmarks.columns`."""
+    """What each column adds to the reward of a task on the mock."""
+    return added("mock_gain_of", columns.gains(columns.on_mock, say))
+
+
+def added(prefix: str, gains: Mapping[str, Interval]) -> Figures:
+    """Gains as figures."""
     figures: Figures = {}
-    for name, gain in columns.gains(say).items():
-        figures |= interval(f"mock_gain_of_{name}", gain)
+    for name, gain in gains.items():
+        figures |= bounds(gain, f"{prefix}_{name}")
     return figures
-
-
-def interval(name: str, of: Interval) -> Figures:
-    """A mean with its interval."""
-    return {
-        name: Figure(of.mean),
-        f"{name}_low": Figure(of.low),
-        f"{name}_high": Figure(of.high),
-    }
 
 
 def default(suites: Path) -> Figures:

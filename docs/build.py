@@ -110,7 +110,7 @@ def ablation() -> str:
         cells = []
         for prefix in ("gain_of_", "mock_gain_of_"):
             mean, low, high = (
-                kept[f"{prefix}{name}{bound}"]["value"] for bound in ("", "_low", "_high")
+                kept[f"{prefix}{name}_{bound}"]["value"] for bound in ("mean", "low", "high")
             )
             cells.append(f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]")
         lines.append(f"| `{name}` | {' | '.join(cells)} |")
