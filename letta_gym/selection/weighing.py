@@ -109,11 +109,13 @@ def observe(
         row[:] = shelf.lexical(case.text)
     retrieval = candidates.fuse(scores.dense, scores.lexical, policy.retrieval, scores.retrieval)
     free = retrieval if usable is None else np.where(usable, retrieval, np.float32(-np.inf))
-    best = np.maximum.reduce(free, 1, keepdims=True)
     tables = memory.tables(vectors, shelf.keys)
     board[_JUDGED:] = tables[:, :, 1:]
     # Scalars where they may be: on arrays of one number the sums below take five times as long.
-    alone = Evidence(tables[:, 0, 0] if len(cases) == 1 else tables[:, :, :1])
+    if len(cases) == 1:
+        best, alone = np.maximum.reduce(free, None), Evidence(tables[:, 0, 0])
+    else:
+        best, alone = np.maximum.reduce(free, 1, keepdims=True), Evidence(tables[:, :, :1])
     general = alone_rate(alone, config)
     judged = judge(retrieval, best, Evidence(board[_JUDGED:]), general, config, judgement)
     taken = candidates.rank(judged.closed_form, usable, slots)
